@@ -1,0 +1,17 @@
+//! Leadline's data plane: one ordered keyspace, cut into shards, each a Raft group.
+//!
+//! An adapter hands an [`Operation`] to a [`Coordinator`]; the operation is evaluated once, by the
+//! executor of the shard's leader, over [`Rows`]; what it changed is replicated as effects.
+
+mod coordinator;
+mod error;
+pub mod keyspace;
+mod operation;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+pub use coordinator::{Coordinator, KeyWatch, PendingReply};
+pub use error::{KvError, Outcome};
+pub use operation::{
+    Access, Door, Operation, OperationCodec, RequestId, Route, RowError, Rows, ScanOrder, Timestamp,
+};

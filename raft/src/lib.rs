@@ -7,6 +7,7 @@ mod context;
 pub mod engine;
 mod error;
 mod ids;
+mod types;
 
 pub use context::{Context, ContextGuard, DeadlineSource, Ended, FALLBACK_DEADLINE, TraceIds};
 pub use error::RaftError;

@@ -7,6 +7,8 @@ mod context;
 pub mod engine;
 mod error;
 mod ids;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod types;
 
 pub use context::{Context, ContextGuard, DeadlineSource, Ended, FALLBACK_DEADLINE, TraceIds};

@@ -1,0 +1,261 @@
+//! A Redis command as the data plane sees it.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use leadline_kv::{Access, Door, Operation, OperationCodec, Route, RowError, Rows};
+
+use crate::args::Args;
+use crate::commands;
+use crate::reply::{self, Reply, ReplyError, Resp};
+use crate::rows::{Db, first_row_key, slot_prefix};
+use crate::spec::{Command, Keys, Run, Spec};
+
+/// The format that [`RedisOperation::encode`] writes.
+const FORMAT: u8 = 1;
+
+/// A parsed command, its database, and the protocol its reply is written in.
+#[derive(Debug)]
+pub(crate) struct RedisOperation {
+    spec: &'static Spec,
+    /// The name first: what another node parses again.
+    args: Vec<Bytes>,
+    database: u8,
+    resp: Resp,
+    /// Row keys of the command's keys, in their order.
+    keys: Vec<Bytes>,
+    command: Box<dyn Command>,
+}
+
+impl RedisOperation {
+    /// Parses `args` (name first) as the command of `spec`, which must run over rows.
+    ///
+    /// # Errors
+    /// The error line the client gets; nothing was done.
+    pub(crate) fn new(
+        spec: &'static Spec,
+        args: Vec<Bytes>,
+        database: u8,
+        resp: Resp,
+    ) -> Result<Self, ReplyError> {
+        if !spec.arity.admits(args.len()) {
+            return Err(ReplyError::Arity(spec.lower.into()));
+        }
+        let Run::Rows(parse) = spec.run else {
+            return Err(ReplyError::err(format!(
+                "'{}' does not run over rows",
+                spec.lower
+            )));
+        };
+        let command = parse(&mut Args::new(spec.lower, &args[1..]))?;
+        let keys = route_keys(spec.keys, &args, database)?;
+        Ok(Self {
+            spec,
+            args,
+            database,
+            resp,
+            keys,
+            command,
+        })
+    }
+
+    /// As [`RedisOperation::new`], for arguments whose spec is looked up by name.
+    pub(crate) fn from_args(
+        args: Vec<Bytes>,
+        database: u8,
+        resp: Resp,
+    ) -> Result<Self, ReplyError> {
+        let spec = args
+            .first()
+            .and_then(|name| commands::find(name))
+            .ok_or_else(|| ReplyError::err("unknown command"))?;
+        Self::new(spec, args, database, resp)
+    }
+}
+
+/// Positions of the keys among `args`.
+pub(crate) fn key_positions(keys: Keys, args: &[Bytes]) -> Result<Vec<usize>, ReplyError> {
+    let count_at = |position: usize| -> Result<usize, ReplyError> {
+        args.get(position)
+            .and_then(|text| crate::args::parse_integer(text))
+            .and_then(|count| usize::try_from(count).ok())
+            .ok_or(ReplyError::NotInteger)
+    };
+    let within = |range: std::ops::Range<usize>| -> Result<Vec<usize>, ReplyError> {
+        if range.end > args.len() {
+            Err(ReplyError::Syntax)
+        } else {
+            Ok(range.collect())
+        }
+    };
+    match keys {
+        Keys::None | Keys::EveryShard | Keys::ScanCursor(_) => Ok(Vec::new()),
+        Keys::At(position) => within(position..position + 1),
+        Keys::Range { first, last } => within(first..last + 1),
+        Keys::Every {
+            first,
+            step,
+            last_from_end,
+        } => Ok((first..args.len().saturating_sub(last_from_end))
+            .step_by(step)
+            .collect()),
+        Keys::Counted(position) => {
+            let first = position + 1;
+            within(first..first.saturating_add(count_at(position)?))
+        }
+        Keys::DestinationCounted { destination, count } => {
+            let first = count + 1;
+            let mut positions = within(first..first.saturating_add(count_at(count)?))?;
+            positions.insert(0, destination);
+            Ok(positions)
+        }
+    }
+}
+
+fn route_keys(keys: Keys, args: &[Bytes], database: u8) -> Result<Vec<Bytes>, ReplyError> {
+    if let Keys::ScanCursor(position) = keys {
+        let slot = commands::scan_cursor_slot(args.get(position).map_or(b"", |text| text))?;
+        return Ok(vec![slot_prefix(slot, database)]);
+    }
+    Ok(key_positions(keys, args)?
+        .into_iter()
+        .map(|position| first_row_key(database, &args[position]))
+        .collect())
+}
+
+impl Operation for RedisOperation {
+    fn name(&self) -> &'static str {
+        self.spec.name
+    }
+
+    fn door(&self) -> Door {
+        Door::Redis
+    }
+
+    fn access(&self) -> Access {
+        if self.spec.flags.write {
+            Access::Write
+        } else {
+            Access::Read
+        }
+    }
+
+    fn route(&self) -> Route<'_> {
+        if self.spec.keys == Keys::EveryShard {
+            Route::EveryShard
+        } else {
+            Route::Keys(&self.keys)
+        }
+    }
+
+    fn size(&self) -> usize {
+        // Each argument and key also costs its handle and a share of its allocation.
+        self.args
+            .iter()
+            .chain(&self.keys)
+            .map(|bytes| bytes.len() + 48)
+            .sum::<usize>()
+            + 256
+    }
+
+    fn evaluate(&self, rows: &mut dyn Rows) -> Result<Bytes, RowError> {
+        let mut db = Db::new(rows, self.database);
+        let reply = match self.command.execute(&mut db) {
+            Err(ReplyError::Rows(error)) => return Err(error),
+            result => Reply::from_result(result),
+        };
+        Ok(encoded(&reply, self.resp))
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_slice(&[
+            FORMAT,
+            self.database,
+            if self.resp == Resp::V3 { 3 } else { 2 },
+        ]);
+        for arg in &self.args {
+            // A request is bounded far below 4 GiB before it gets here.
+            out.put_u32(u32::try_from(arg.len()).unwrap_or(u32::MAX));
+            out.put_slice(arg);
+        }
+    }
+
+    fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
+        if self.spec.keys == Keys::EveryShard {
+            return Some(
+                parts
+                    .iter()
+                    .map(|_| self.clone() as Arc<dyn Operation>)
+                    .collect(),
+            );
+        }
+        parts
+            .iter()
+            .map(|part| {
+                let args = self.command.scatter(part)?;
+                // Parts are read back by `gather`: RESP3 tells types apart.
+                let part = Self::from_args(args, self.database, Resp::V3).ok()?;
+                Some(Arc::new(part) as Arc<dyn Operation>)
+            })
+            .collect()
+    }
+
+    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Bytes>) -> Bytes {
+        let replies = replies
+            .into_iter()
+            .map(reply::decode)
+            .collect::<Result<Vec<_>, _>>();
+        let reply = replies.and_then(|replies| {
+            match replies
+                .iter()
+                .find(|reply| matches!(reply, Reply::Error(_)))
+            {
+                Some(error) => Ok(error.clone()),
+                None => self.command.gather(parts, replies),
+            }
+        });
+        encoded(&Reply::from_result(reply), self.resp)
+    }
+}
+
+fn encoded(reply: &Reply, resp: Resp) -> Bytes {
+    // The commonest reply costs nothing.
+    if *reply == Reply::OK {
+        return Bytes::from_static(b"+OK\r\n");
+    }
+    let mut out = BytesMut::new();
+    reply::encode(reply, resp, &mut out);
+    out.freeze()
+}
+
+/// Decodes Redis operations that another node forwarded.
+#[derive(Debug, Default)]
+pub struct RedisCodec;
+
+impl OperationCodec for RedisCodec {
+    fn decode(&self, mut bytes: Bytes) -> Result<Arc<dyn Operation>, String> {
+        let cut = |_| "a forwarded command is cut short".to_owned();
+        let format = bytes.try_get_u8().map_err(cut)?;
+        if format != FORMAT {
+            return Err(format!(
+                "a forwarded command has format {format}; this node reads {FORMAT}"
+            ));
+        }
+        let database = bytes.try_get_u8().map_err(cut)?;
+        let resp = match bytes.try_get_u8().map_err(cut)? {
+            3 => Resp::V3,
+            _ => Resp::V2,
+        };
+        let mut args = Vec::new();
+        while bytes.has_remaining() {
+            let length = bytes.try_get_u32().map_err(cut)? as usize;
+            if bytes.remaining() < length {
+                return Err("a forwarded command is cut short".to_owned());
+            }
+            args.push(bytes.split_to(length));
+        }
+        RedisOperation::from_args(args, database, resp)
+            .map(|operation| Arc::new(operation) as Arc<dyn Operation>)
+            .map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,365 @@
+//! Typed access to the keys of one database, with expiry, counting and dead generations kept right.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use leadline_kv::{RowError, Rows};
+
+use super::layout::{self, Prefix, Type};
+use crate::reply::ReplyError;
+
+/// A key's first row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct First {
+    /// Unix milliseconds.
+    pub(crate) expires_at: Option<u64>,
+    pub(crate) value: Value,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    String(Bytes),
+    Collection(Collection),
+}
+
+/// What the first row of a collection says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Collection {
+    pub(crate) kind: Type,
+    pub(crate) generation: u64,
+    pub(crate) count: u64,
+    /// Lists only: the position of the first element and the one after the last.
+    pub(crate) head: i64,
+    pub(crate) tail: i64,
+}
+
+const HAS_EXPIRY: u8 = 0x80;
+
+impl First {
+    pub(crate) fn kind(&self) -> Type {
+        match &self.value {
+            Value::String(_) => Type::String,
+            Value::Collection(collection) => collection.kind,
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        let body = match &self.value {
+            Value::String(value) => value.len(),
+            Value::Collection(_) => 32,
+        };
+        let mut out = BytesMut::with_capacity(body + 9);
+        out.put_u8(
+            self.kind() as u8
+                | if self.expires_at.is_some() {
+                    HAS_EXPIRY
+                } else {
+                    0
+                },
+        );
+        if let Some(expires_at) = self.expires_at {
+            out.put_u64(expires_at);
+        }
+        match &self.value {
+            Value::String(value) => out.put_slice(value),
+            Value::Collection(collection) => {
+                out.put_u64(collection.generation);
+                out.put_u64(collection.count);
+                if collection.kind == Type::List {
+                    out.put_i64(collection.head);
+                    out.put_i64(collection.tail);
+                }
+            }
+        }
+        out.freeze()
+    }
+
+    pub(crate) fn decode(mut row: Bytes) -> Result<Self, RowError> {
+        let damaged = || RowError::Storage("a first row is damaged".into());
+        let flags = row.try_get_u8().map_err(|_| damaged())?;
+        let expires_at = match flags & HAS_EXPIRY {
+            0 => None,
+            _ => Some(row.try_get_u64().map_err(|_| damaged())?),
+        };
+        let value = match Type::from_tag(flags & !HAS_EXPIRY).ok_or_else(damaged)? {
+            Type::String => Value::String(row),
+            kind => {
+                let generation = row.try_get_u64().map_err(|_| damaged())?;
+                let count = row.try_get_u64().map_err(|_| damaged())?;
+                let (head, tail) = match kind {
+                    Type::List => (
+                        row.try_get_i64().map_err(|_| damaged())?,
+                        row.try_get_i64().map_err(|_| damaged())?,
+                    ),
+                    _ => (0, 0),
+                };
+                Value::Collection(Collection {
+                    kind,
+                    generation,
+                    count,
+                    head,
+                    tail,
+                })
+            }
+        };
+        Ok(Self { expires_at, value })
+    }
+}
+
+/// One database of one shard, during one command.
+pub(crate) struct Db<'a> {
+    rows: &'a mut dyn Rows,
+    number: u8,
+}
+
+impl<'a> Db<'a> {
+    pub(crate) fn new(rows: &'a mut dyn Rows, number: u8) -> Self {
+        Self { rows, number }
+    }
+
+    /// The rows below, for scans and elements.
+    pub(crate) fn rows(&mut self) -> &mut dyn Rows {
+        self.rows
+    }
+
+    pub(crate) fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// The same shard, another database.
+    pub(crate) fn other(&mut self, number: u8) -> Db<'_> {
+        Db {
+            rows: self.rows,
+            number,
+        }
+    }
+
+    /// The command's time, Unix milliseconds.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.rows.commit_ts().millis()
+    }
+
+    pub(crate) fn prefix(&self, key: &[u8]) -> Prefix {
+        Prefix::new(self.number, key)
+    }
+
+    /// The first row of `key`. An expired key is deleted, and that deletion is part of this
+    /// command's effects: another leader's clock cannot revive it.
+    pub(crate) fn lookup(&mut self, key: &[u8]) -> Result<Option<First>, ReplyError> {
+        let Some(row) = self.rows.get(&layout::first_row_key(self.number, key))? else {
+            return Ok(None);
+        };
+        let first = First::decode(row)?;
+        if first.expires_at.is_some_and(|at| at <= self.now_ms()) {
+            self.write_first(key, None, Elements::Left)?;
+            return Ok(None);
+        }
+        Ok(Some(first))
+    }
+
+    pub(crate) fn exists(&mut self, key: &[u8]) -> Result<bool, ReplyError> {
+        Ok(self.lookup(key)?.is_some())
+    }
+
+    /// The string at `key`.
+    pub(crate) fn string(&mut self, key: &[u8]) -> Result<Option<Bytes>, ReplyError> {
+        Ok(self.string_and_expiry(key)?.map(|(value, _)| value))
+    }
+
+    /// The string at `key` and when it expires.
+    pub(crate) fn string_and_expiry(
+        &mut self,
+        key: &[u8],
+    ) -> Result<Option<(Bytes, Option<u64>)>, ReplyError> {
+        match self.lookup(key)? {
+            None => Ok(None),
+            Some(First {
+                value: Value::String(value),
+                expires_at,
+            }) => Ok(Some((value, expires_at))),
+            Some(_) => Err(ReplyError::WrongType),
+        }
+    }
+
+    /// Makes `key` a string, whatever it was.
+    pub(crate) fn set_string(
+        &mut self,
+        key: &[u8],
+        value: Bytes,
+        expires_at: Option<u64>,
+    ) -> Result<(), ReplyError> {
+        let first = First {
+            expires_at,
+            value: Value::String(value),
+        };
+        self.write_first(key, Some(first), Elements::Left)
+    }
+
+    /// The collection at `key`, and when it expires; an error if it is of another type.
+    pub(crate) fn collection(
+        &mut self,
+        key: &[u8],
+        kind: Type,
+    ) -> Result<Option<(Collection, Option<u64>)>, ReplyError> {
+        match self.lookup(key)? {
+            None => Ok(None),
+            Some(First {
+                value: Value::Collection(collection),
+                expires_at,
+            }) if collection.kind == kind => Ok(Some((collection, expires_at))),
+            Some(_) => Err(ReplyError::WrongType),
+        }
+    }
+
+    /// The collection at `key`, or a new, empty one (not stored until saved).
+    pub(crate) fn collection_or_new(
+        &mut self,
+        key: &[u8],
+        kind: Type,
+    ) -> Result<(Collection, Option<u64>), ReplyError> {
+        Ok(self
+            .collection(key, kind)?
+            .unwrap_or_else(|| (self.new_collection(kind), None)))
+    }
+
+    /// An empty collection of a generation never used before.
+    pub(crate) fn new_collection(&self, kind: Type) -> Collection {
+        Collection {
+            kind,
+            generation: self.rows.commit_ts().0,
+            count: 0,
+            head: 0,
+            tail: 0,
+        }
+    }
+
+    /// Writes a collection's first row after its elements were changed; an empty one is deleted
+    /// (its element rows must be gone by then).
+    pub(crate) fn save_collection(
+        &mut self,
+        key: &[u8],
+        collection: Collection,
+        expires_at: Option<u64>,
+    ) -> Result<(), ReplyError> {
+        let first = (collection.count > 0).then_some(First {
+            expires_at,
+            value: Value::Collection(collection),
+        });
+        let elements = if first.is_some() {
+            Elements::Left
+        } else {
+            Elements::Gone
+        };
+        self.write_first(key, first, elements)
+    }
+
+    /// Writes a first row as it is: for RENAME, COPY, EXPIRE, PERSIST.
+    pub(crate) fn save(&mut self, key: &[u8], first: First) -> Result<(), ReplyError> {
+        self.write_first(key, Some(first), Elements::Left)
+    }
+
+    /// Deletes `key`; says whether it was there (and not expired). Elements are swept later.
+    pub(crate) fn remove(&mut self, key: &[u8]) -> Result<bool, ReplyError> {
+        let there = self.lookup(key)?.is_some();
+        if there {
+            self.write_first(key, None, Elements::Left)?;
+        }
+        Ok(there)
+    }
+
+    /// How many keys this database has in this shard, expired ones not yet deleted included.
+    pub(crate) fn key_count(&mut self) -> Result<u64, ReplyError> {
+        let row = self.count_row();
+        Ok(self.read_count(&row)?)
+    }
+
+    /// Wakes whoever waits for `key` once this command is applied.
+    pub(crate) fn wake(&mut self, key: &[u8]) {
+        self.rows.wake(layout::first_row_key(self.number, key));
+    }
+
+    /// The one place that writes a first row: keeps the count, the expiry index and the list of
+    /// dead generations in step with it.
+    fn write_first(
+        &mut self,
+        key: &[u8],
+        new: Option<First>,
+        elements: Elements,
+    ) -> Result<(), ReplyError> {
+        let row_key = layout::first_row_key(self.number, key);
+        let old = self.rows.get(&row_key)?.map(First::decode).transpose()?;
+        self.count_change(old.is_some(), new.is_some())?;
+        self.index_expiry(
+            key,
+            old.as_ref().and_then(|first| first.expires_at),
+            new.as_ref().and_then(|first| first.expires_at),
+        );
+        if let Some(Value::Collection(dead)) = old.map(|first| first.value)
+            && elements == Elements::Left
+            && !matches!(&new, Some(First { value: Value::Collection(live), .. })
+                if live.generation == dead.generation)
+        {
+            let owned = self.rows.owned();
+            let prefix = Prefix::new(self.number, key);
+            let row = layout::dead_generation_row(&owned.start, dead.generation, &prefix);
+            self.rows
+                .put(row, Bytes::copy_from_slice(&[dead.kind as u8]));
+        }
+        match new {
+            Some(first) => self.rows.put(row_key, first.encode()),
+            None => self.rows.delete(row_key),
+        }
+        Ok(())
+    }
+
+    fn index_expiry(&mut self, key: &[u8], old: Option<u64>, new: Option<u64>) {
+        if old == new {
+            return;
+        }
+        let owned = self.rows.owned();
+        if let Some(at) = old {
+            self.rows
+                .delete(layout::expiry_index_row(&owned.start, at, self.number, key));
+        }
+        if let Some(at) = new {
+            self.rows.put(
+                layout::expiry_index_row(&owned.start, at, self.number, key),
+                Bytes::new(),
+            );
+        }
+    }
+
+    fn count_change(&mut self, was: bool, is: bool) -> Result<(), RowError> {
+        if was == is {
+            return Ok(());
+        }
+        let row = self.count_row();
+        let count = self.read_count(&row)?;
+        let count = if is {
+            count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+        self.rows
+            .put(row, Bytes::copy_from_slice(&count.to_be_bytes()));
+        Ok(())
+    }
+
+    fn count_row(&self) -> Bytes {
+        layout::key_count_row(&self.rows.owned().start, self.number)
+    }
+
+    fn read_count(&mut self, row: &[u8]) -> Result<u64, RowError> {
+        match self.rows.get(row)? {
+            None => Ok(0),
+            Some(mut count) => count
+                .try_get_u64()
+                .map_err(|_| RowError::Storage("a key count row is damaged".into())),
+        }
+    }
+}
+
+/// Whether element rows of the old value may still be there when its first row goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Elements {
+    Left,
+    Gone,
+}

@@ -1,0 +1,33 @@
+//! How Redis values lie in rows, and typed access to them.
+//!
+//! ```text
+//! first row   P 0x01                          string: flags, expiry, value
+//!                                             collection: flags, expiry, generation, count, ends
+//! hash        P 0x10 generation hash48 field         -> value
+//! set         P 0x20 generation hash48 member        -> empty
+//! list        P 0x30 generation position             -> element
+//! sorted set  P 0x40 generation hash48 member        -> score
+//!             P 0x41 generation score member         -> empty
+//!   where P = 0x10 | slot u16 BE | database u8 | key escaped | 0x00
+//!
+//! shard rows  0x10 | first slot of the shard | 0xFC expiry database key   -> empty (expiry index)
+//!                                            | 0xFD generation P          -> type (dead generation)
+//!                                            | 0xFE database              -> count of keys
+//! ```
+//!
+//! # Invariants
+//! 1. Every write to a key also writes its first row: that row's stamp is the key's version.
+//! 2. An element row is live only under the generation that the first row names. A generation is
+//!    the stamp of the command that created the collection, so it is never used twice for a key.
+//! 3. A collection has a first row exactly while it has elements.
+//! 4. The expiry index has one row for each first row with an expiry, and no other.
+//! 5. Elements with a hash lie in hash order, which is what SSCAN, HSCAN and ZSCAN cursors name.
+
+mod db;
+mod layout;
+
+pub(crate) use db::{Collection, Db, First, Value};
+pub(crate) use layout::{
+    ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, list_position, score_bytes,
+    score_from_bytes, slot_prefix,
+};

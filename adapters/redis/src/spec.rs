@@ -1,0 +1,266 @@
+//! What is known of a command before it runs: arity, keys, flags, categories, and how it is parsed.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::args::Args;
+use crate::reply::{Reply, ReplyError};
+use crate::rows::Db;
+
+/// How many arguments, the command's name included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arity {
+    Exactly(usize),
+    AtLeast(usize),
+}
+
+impl Arity {
+    pub(crate) fn admits(self, count: usize) -> bool {
+        match self {
+            Self::Exactly(n) => count == n,
+            Self::AtLeast(n) => count >= n,
+        }
+    }
+
+    /// As `COMMAND` writes it: negative for "at least".
+    pub(crate) fn as_redis(self) -> i64 {
+        match self {
+            Self::Exactly(n) => i64::try_from(n).unwrap_or(i64::MAX),
+            Self::AtLeast(n) => -i64::try_from(n).unwrap_or(i64::MAX),
+        }
+    }
+}
+
+/// Where the keys stand, counted from the command's name at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// No key; the command concerns the connection or the server.
+    None,
+    /// One key at this position.
+    At(usize),
+    /// Every `step`-th argument from `first` to the end, `last_from_end` left out at the end.
+    Every {
+        first: usize,
+        step: usize,
+        last_from_end: usize,
+    },
+    /// From `first` to `last`, both included.
+    Range { first: usize, last: usize },
+    /// A count at this position, and as many keys after it.
+    Counted(usize),
+    /// A destination at the first position, a count at the second, as many keys after it.
+    DestinationCounted { destination: usize, count: usize },
+    /// No key, but rows of every shard (DBSIZE, FLUSHALL).
+    EveryShard,
+    /// The slot that a SCAN cursor at this position names.
+    ScanCursor(usize),
+}
+
+/// What a command does, for `COMMAND`, admission and (later) ACLs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flags {
+    pub(crate) write: bool,
+    /// Constant time or nearly so.
+    pub(crate) fast: bool,
+    pub(crate) blocking: bool,
+    /// Known only among nodes: a part of a scattered read.
+    pub(crate) internal: bool,
+    /// May grow memory or disk: refused when full.
+    pub(crate) denyoom: bool,
+}
+
+/// How a command is run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Run {
+    /// Over rows, in a shard's executor.
+    Rows(fn(&mut Args<'_>) -> Result<Box<dyn Command>, ReplyError>),
+    /// As attempts that may have to wait; see [`Blocking`].
+    Blocking(fn(&mut Args<'_>) -> Result<Blocking, ReplyError>),
+    /// By the connection itself.
+    Connection,
+}
+
+/// One command, as data.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spec {
+    /// Upper case; a subcommand is written `"CLIENT|ID"` in `COMMAND` output only.
+    pub(crate) name: &'static str,
+    /// Lower case, for error lines.
+    pub(crate) lower: &'static str,
+    pub(crate) arity: Arity,
+    pub(crate) keys: Keys,
+    pub(crate) flags: Flags,
+    /// ACL categories without their `@`, such as `"string"`.
+    pub(crate) category: &'static str,
+    pub(crate) run: Run,
+}
+
+impl Spec {
+    /// A command that changes nothing.
+    pub(crate) const fn read(
+        name: &'static str,
+        lower: &'static str,
+        category: &'static str,
+        arity: Arity,
+        keys: Keys,
+        parse: fn(&mut Args<'_>) -> Result<Box<dyn Command>, ReplyError>,
+    ) -> Self {
+        let flags = Flags {
+            write: false,
+            fast: false,
+            blocking: false,
+            internal: false,
+            denyoom: false,
+        };
+        Self {
+            name,
+            lower,
+            arity,
+            keys,
+            flags,
+            category,
+            run: Run::Rows(parse),
+        }
+    }
+
+    /// A command that may change rows and may need room for it.
+    pub(crate) const fn write(
+        name: &'static str,
+        lower: &'static str,
+        category: &'static str,
+        arity: Arity,
+        keys: Keys,
+        parse: fn(&mut Args<'_>) -> Result<Box<dyn Command>, ReplyError>,
+    ) -> Self {
+        let flags = Flags {
+            write: true,
+            fast: false,
+            blocking: false,
+            internal: false,
+            denyoom: true,
+        };
+        Self {
+            name,
+            lower,
+            arity,
+            keys,
+            flags,
+            category,
+            run: Run::Rows(parse),
+        }
+    }
+
+    /// The same, known to be fast.
+    pub(crate) const fn fast(mut self) -> Self {
+        self.flags.fast = true;
+        self
+    }
+
+    /// The same, never refused for want of room: it only frees.
+    pub(crate) const fn frees(mut self) -> Self {
+        self.flags.denyoom = false;
+        self
+    }
+
+    /// The same, callable only by other nodes.
+    pub(crate) const fn internal(mut self) -> Self {
+        self.flags.internal = true;
+        self
+    }
+
+    /// A command that may wait for a key.
+    pub(crate) const fn blocking(
+        name: &'static str,
+        lower: &'static str,
+        category: &'static str,
+        arity: Arity,
+        keys: Keys,
+        parse: fn(&mut Args<'_>) -> Result<Blocking, ReplyError>,
+    ) -> Self {
+        let flags = Flags {
+            write: true,
+            fast: false,
+            blocking: true,
+            internal: false,
+            denyoom: true,
+        };
+        Self {
+            name,
+            lower,
+            arity,
+            keys,
+            flags,
+            category,
+            run: Run::Blocking(parse),
+        }
+    }
+
+    /// A command of the connection or the server, without keys.
+    pub(crate) const fn connection(
+        name: &'static str,
+        lower: &'static str,
+        category: &'static str,
+        arity: Arity,
+    ) -> Self {
+        let flags = Flags {
+            write: false,
+            fast: true,
+            blocking: false,
+            internal: false,
+            denyoom: false,
+        };
+        Self {
+            name,
+            lower,
+            arity,
+            keys: Keys::None,
+            flags,
+            category,
+            run: Run::Connection,
+        }
+    }
+}
+
+/// A parsed command over rows: a value that cannot be wrong.
+///
+/// Runs inside a shard's executor: no frames, no waiting. May run again after a failed evaluation,
+/// hence `&self`.
+pub(crate) trait Command: std::fmt::Debug + Send + Sync + 'static {
+    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError>;
+
+    /// For a read over several shards: the arguments (name first) of the command that answers for
+    /// the keys at the positions `part`; `None` when this command cannot be cut.
+    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
+        let _ = part;
+        None
+    }
+
+    /// Puts the replies of the parts together. `parts[i]` holds the positions that `replies[i]`
+    /// answers for. Called only if [`Command::scatter`] gave `Some`, with as many replies as parts.
+    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
+        let _ = (parts, replies);
+        Err(ReplyError::err(
+            "this command cannot be put together from several shards",
+        ))
+    }
+}
+
+/// A command that waits until one of its attempts succeeds, as `BLPOP` does.
+#[derive(Debug)]
+pub(crate) struct Blocking {
+    /// `None` waits for ever (`timeout` 0).
+    pub(crate) timeout: Option<Duration>,
+    /// Tried in order; an attempt that answers [`Reply::Block`] found nothing.
+    pub(crate) attempts: Vec<Attempt>,
+    /// What the client gets when the time is up.
+    pub(crate) on_timeout: Reply,
+}
+
+/// One try of a blocking command: a plain command, and the key whose change makes it worth another.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) watch: Bytes,
+    /// Arguments of a command (name first) that pops or answers [`Reply::Block`].
+    pub(crate) args: Vec<Bytes>,
+}

@@ -7,6 +7,7 @@ mod context;
 pub mod engine;
 mod error;
 mod ids;
+pub mod log;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod types;

@@ -11,6 +11,7 @@ use leadline_raft::engine::ReadIndex;
 use leadline_raft::{Context, GroupId, NodeId};
 use tokio::sync::oneshot;
 
+use crate::executor::ReplyFuture;
 use crate::{KvError, Operation, RequestId};
 
 /// Takes requests, finds the shard, and sees to it that each ends by its deadline.
@@ -71,6 +72,7 @@ pub struct PendingReply(Pending);
 enum Pending {
     Ready(Option<Result<Bytes, KvError>>),
     Waiting(oneshot::Receiver<Result<Bytes, KvError>>),
+    Executing(ReplyFuture),
     Running(BoxFuture<'static, Result<Bytes, KvError>>),
 }
 
@@ -79,6 +81,7 @@ impl std::fmt::Debug for Pending {
         f.write_str(match self {
             Self::Ready(_) => "Ready",
             Self::Waiting(_) => "Waiting",
+            Self::Executing(_) => "Executing",
             Self::Running(_) => "Running",
         })
     }
@@ -97,6 +100,11 @@ impl PendingReply {
         Self(Pending::Waiting(receiver))
     }
 
+    /// A reply that the executor of a local shard leaves.
+    pub(crate) fn executing(future: ReplyFuture) -> Self {
+        Self(Pending::Executing(future))
+    }
+
     /// A reply that `future` makes; it must end by its context's deadline.
     #[must_use]
     pub fn running(future: BoxFuture<'static, Result<Bytes, KvError>>) -> Self {
@@ -106,7 +114,11 @@ impl PendingReply {
     /// The reply, if it was there at once.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        matches!(self.0, Pending::Ready(Some(_)))
+        match &self.0 {
+            Pending::Ready(reply) => reply.is_some(),
+            Pending::Executing(future) => future.is_ready(),
+            Pending::Waiting(_) | Pending::Running(_) => false,
+        }
     }
 }
 
@@ -125,6 +137,7 @@ impl Future for PendingReply {
                     "the shard stopped before it answered",
                 )))
             }),
+            Pending::Executing(future) => Pin::new(future).poll(task),
             Pending::Running(future) => future.as_mut().poll(task),
         }
     }

@@ -5,8 +5,11 @@
 
 mod coordinator;
 mod error;
+pub mod executor;
+pub mod hlc;
 pub mod keyspace;
 mod operation;
+pub mod state_machine;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::engine::{SnapshotSink, SnapshotSource};
+
 /// What a layer above proposed, opaque here. `Bytes`, so that a clone is a reference count.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Payload(pub(crate) Bytes);
@@ -48,19 +50,63 @@ impl fmt::Display for Peer {
     }
 }
 
-openraft::declare_raft_types!(
-    /// One leader per term, as in Ongaro's Raft (`leader_id_std`).
-    pub(crate) TypeConfig:
-        D = Payload,
-        R = Response,
-        NodeId = u64,
-        Node = Peer,
-        Term = u64,
-        LeaderId = openraft::impls::leader_id_std::LeaderId<Self::Term, Self::NodeId>,
-);
+/// What openraft carries between a state machine and the network as "the snapshot".
+pub(crate) enum SnapshotData {
+    /// At the sender: a view of the state, to be streamed. Blocks: read it on a blocking thread.
+    Source(Box<dyn SnapshotSource>),
+    /// At the receiver: every chunk is written, nothing is visible yet; installing commits it.
+    Sink(Box<dyn SnapshotSink>),
+}
+
+/// Takes the end of one request to openraft's core. If it is dropped uncalled, so is what it owns.
+pub(crate) struct Answer<T>(Box<dyn FnOnce(T) + Send>);
+
+impl<T> Answer<T> {
+    pub(crate) fn new(take: impl FnOnce(T) + Send + 'static) -> Self {
+        Self(Box::new(take))
+    }
+}
+
+impl<T: Send + 'static> openraft::raft::responder::Responder<TypeConfig, T> for Answer<T> {
+    fn on_complete(self, result: T) {
+        (self.0)(result);
+    }
+}
+
+/// openraft's choices of types. One leader per term, as in Ongaro's Raft (`leader_id_std`).
+#[derive(Debug, Clone, Copy, Default, Eq, PartialEq, Ord, PartialOrd)]
+pub(crate) struct TypeConfig {}
+
+// By hand and not by `declare_raft_types!`, which cannot name a generic responder.
+impl openraft::RaftTypeConfig for TypeConfig {
+    type D = Payload;
+    type R = Response;
+    type NodeId = u64;
+    type Node = Peer;
+    type Term = u64;
+    type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = openraft::EntryPayload<Self::D, Self::NodeId, Self::Node>;
+    type Entry =
+        openraft::Entry<<Self::LeaderId as openraft::vote::RaftLeaderId>::Committed, Self::Payload>;
+    type Responder<T>
+        = Answer<T>
+    where
+        T: Send + 'static;
+    type Batch<T>
+        = openraft::impls::InlineBatch<T>
+    where
+        T: Send + 'static;
+    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type ErrorSource = openraft::impls::BoxedErrorSource;
+}
 
 pub(crate) type Entry = <TypeConfig as openraft::RaftTypeConfig>::Entry;
 pub(crate) type Vote = <TypeConfig as openraft::RaftTypeConfig>::Vote;
 pub(crate) type LogId = openraft::LogId<
     <<TypeConfig as openraft::RaftTypeConfig>::LeaderId as openraft::vote::RaftLeaderId>::Committed,
 >;
+pub(crate) type Membership = openraft::Membership<u64, Peer>;
+pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
+pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
+pub(crate) type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotData>;

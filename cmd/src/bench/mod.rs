@@ -1,0 +1,230 @@
+//! `leadline bench`: a load generator for any server that speaks RESP, so that a user can measure
+//! his own cluster, or hold it against another server in the same run.
+
+mod load;
+mod process;
+mod report;
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use self::load::{Load, Outcome};
+use self::process::CpuClock;
+use self::report::Row;
+use crate::units::Span;
+
+/// Keys are drawn evenly from `--keys` many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Workload {
+    /// SET of a random key.
+    Set,
+    /// GET of a random key.
+    Get,
+    /// Nine GETs to one SET.
+    Mixed,
+    /// INCR of one hot key.
+    Incr,
+    /// LPUSH to one hot list.
+    Lpush,
+    /// ZADD of a random member to one hot sorted set.
+    Zadd,
+    /// PING: what the network and the client cost by themselves.
+    Ping,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        leadline bench set get\n  \
+        leadline bench set --connections 256 --addr 10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6379\n  \
+        leadline bench set incr --pipeline 16 --against 127.0.0.1:6400 --rounds 5\n  \
+        leadline bench get --pid $(pidof leadline) --json")]
+pub(crate) struct BenchArgs {
+    /// What to run, in this order.
+    #[arg(value_enum, default_values_t = [Workload::Set, Workload::Get])]
+    workloads: Vec<Workload>,
+
+    /// Servers; connections are dealt out over them.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:6379"
+    )]
+    addr: Vec<String>,
+
+    /// A peer to measure in turn with --addr, round by round; the report gives the ratio.
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    against: Vec<String>,
+
+    /// Connections at once.
+    #[arg(short, long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: u32,
+
+    /// Commands a connection sends before it waits for their replies.
+    #[arg(short = 'P', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pipeline: u32,
+
+    /// How long each workload runs in each round.
+    #[arg(short, long, default_value = "5s")]
+    duration: Span,
+
+    /// Rounds; the report gives the median of them.
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+
+    /// How many keys there are.
+    #[arg(short, long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    keys: u64,
+
+    /// Bytes of a value.
+    #[arg(short = 's', long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=64 << 20))]
+    value_size: u32,
+
+    /// Threads of the generator.
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: u32,
+
+    /// Writes every key once before it measures.
+    #[arg(long)]
+    fill: bool,
+
+    /// Password of the servers.
+    #[arg(
+        short = 'a',
+        long,
+        env = "LEADLINE_REQUIREPASS",
+        hide_env_values = true
+    )]
+    password: Option<String>,
+
+    /// Process ids of the servers under --addr, on this machine: reports their CPU per operation.
+    #[arg(long, value_delimiter = ',')]
+    pid: Vec<u32>,
+
+    /// Process ids of the servers under --against.
+    #[arg(long, value_delimiter = ',')]
+    against_pid: Vec<u32>,
+
+    /// Prints one JSON object per line instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// One side of a comparison.
+struct Side<'a> {
+    name: String,
+    addresses: &'a [String],
+    pids: &'a [u32],
+}
+
+/// Runs the workloads and prints the report.
+///
+/// # Errors
+/// A server cannot be reached, or answered with an error.
+pub(crate) fn run(args: BenchArgs) -> Result<(), String> {
+    let mut sides = vec![Side {
+        name: args.addr.join(","),
+        addresses: &args.addr,
+        pids: &args.pid,
+    }];
+    if !args.against.is_empty() {
+        sides.push(Side {
+            name: args.against.join(","),
+            addresses: &args.against,
+            pids: &args.against_pid,
+        });
+    }
+    if args.fill {
+        for side in &sides {
+            fill(&args, side)?;
+        }
+    }
+    let mut report = Vec::new();
+    for workload in &args.workloads {
+        let mut rounds: Vec<Vec<Row>> = sides.iter().map(|_| Vec::new()).collect();
+        for round in 0..args.rounds {
+            for (side, rows) in sides.iter().zip(&mut rounds) {
+                rows.push(measure(&args, *workload, side, round)?);
+            }
+        }
+        report.push((workload_name(*workload), rounds));
+    }
+    report::print(
+        &sides
+            .iter()
+            .map(|side| side.name.as_str())
+            .collect::<Vec<_>>(),
+        &report,
+        args.json,
+    );
+    Ok(())
+}
+
+fn workload_name(workload: Workload) -> String {
+    workload
+        .to_possible_value()
+        .map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+fn measure(
+    args: &BenchArgs,
+    workload: Workload,
+    side: &Side<'_>,
+    round: u32,
+) -> Result<Row, String> {
+    let load = load_for(args, side, workload, load::Until::Elapsed(args.duration.0));
+    let bar = report::progress(
+        &format!("{} on {}", workload_name(workload), side.name),
+        args.duration.0,
+        args.json,
+    );
+    let before = CpuClock::read(side.pids)?;
+    let outcome = load::run(&load, u64::from(round), &bar)?;
+    let cpu = CpuClock::read(side.pids)?.since(&before);
+    bar.finish_and_clear();
+    Ok(Row::new(&outcome, (!side.pids.is_empty()).then_some(cpu)))
+}
+
+/// Writes keys 0, 1, 2, … once each.
+fn fill(args: &BenchArgs, side: &Side<'_>) -> Result<(), String> {
+    let load = Load {
+        pipeline: 64,
+        in_order: true,
+        ..load_for(
+            args,
+            side,
+            Workload::Set,
+            load::Until::Operations(args.keys),
+        )
+    };
+    let bar = report::progress(&format!("fill {}", side.name), Duration::ZERO, args.json);
+    let Outcome {
+        errors,
+        first_error,
+        ..
+    } = load::run(&load, 0, &bar)?;
+    bar.finish_and_clear();
+    match first_error {
+        Some(error) => Err(format!(
+            "{}: {errors} of the writes failed, first: {error}",
+            side.name
+        )),
+        None => Ok(()),
+    }
+}
+
+fn load_for(args: &BenchArgs, side: &Side<'_>, workload: Workload, until: load::Until) -> Load {
+    Load {
+        workload,
+        addresses: side.addresses.to_vec(),
+        password: args.password.clone(),
+        connections: args.connections,
+        pipeline: args.pipeline,
+        threads: args.threads.min(args.connections),
+        keys: args.keys,
+        value_size: args.value_size as usize,
+        until,
+        in_order: false,
+    }
+}

@@ -1,0 +1,37 @@
+//! Log lines on standard error, for people or for machines.
+
+use serde::Deserialize;
+use tracing_subscriber::EnvFilter;
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// Sends what `filter` admits to standard error. openraft reports each step of each election:
+/// unless the filter names it, only its errors are shown.
+///
+/// # Errors
+/// A line that names the bad filter.
+pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), String> {
+    let directives = if filter.contains("openraft") {
+        filter.to_owned()
+    } else {
+        format!("{filter},openraft=error,fjall=warn,lsm_tree=warn,sled=warn,h2=warn,tonic=warn")
+    };
+    let filter = EnvFilter::try_new(&directives).map_err(|error| {
+        format!("--log '{filter}' is no filter ({error}): write error, warn, info, debug or trace")
+    })?;
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+    Ok(())
+}

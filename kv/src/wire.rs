@@ -1,0 +1,10 @@
+//! The generated messages and services of `proto/kv.proto`.
+
+#![expect(
+    unreachable_pub,
+    clippy::allow_attributes_without_reason,
+    clippy::large_enum_variant,
+    reason = "generated code"
+)]
+
+tonic::include_proto!("leadline.kv.v1");

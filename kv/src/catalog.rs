@@ -99,7 +99,9 @@ pub struct Catalog {
 /// Why bytes are not a catalog this binary can use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
-    #[error("the catalog has format {found}, this binary reads up to {FORMAT}: use a newer leadline")]
+    #[error(
+        "the catalog has format {found}, this binary reads up to {FORMAT}: use a newer leadline"
+    )]
     NewerFormat { found: u32 },
     #[error("the catalog row is damaged: {0}")]
     Malformed(String),
@@ -219,7 +221,8 @@ impl Catalog {
     }
 
     /// Positions of the groups that own a part of the keyspace of `door`.
-    pub(crate) fn positions_of(&self, door: Door) -> Range<usize> {
+    #[must_use]
+    pub fn positions_of(&self, door: Door) -> Range<usize> {
         match door {
             Door::Meta => 0..1,
             Door::Redis => {

@@ -3,15 +3,18 @@
 //! An adapter hands an [`Operation`] to a [`Coordinator`]; the operation is evaluated once, by the
 //! executor of the shard's leader, over [`Rows`]; what it changed is replicated as effects.
 
+pub mod catalog;
 mod coordinator;
 mod error;
 pub mod executor;
 pub mod hlc;
 pub mod keyspace;
+pub mod node;
 mod operation;
 pub mod state_machine;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod wire;
 
 pub use coordinator::{Coordinator, KeyWatch, PendingReply};
 pub use error::{KvError, Outcome};

@@ -3,7 +3,6 @@
 #![expect(
     unreachable_pub,
     clippy::allow_attributes_without_reason,
-    clippy::large_enum_variant,
     reason = "generated code"
 )]
 

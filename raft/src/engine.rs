@@ -143,7 +143,7 @@ pub trait Membership: Send + Sync + 'static {
 }
 
 /// What a leader knows of one peer.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PeerStatus {
     pub node: NodeId,
     pub role: Role,
@@ -154,7 +154,7 @@ pub struct PeerStatus {
 }
 
 /// A group as this node sees it.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct GroupStatus {
     pub group: GroupId,
     pub node: NodeId,

@@ -31,7 +31,7 @@ impl CatalogCopy {
     }
 
     /// Takes `catalog` if it is newer than the copy.
-    pub(crate) fn offer(&self, catalog: Catalog) -> bool {
+    pub fn offer(&self, catalog: Catalog) -> bool {
         let epoch = catalog.epoch();
         let catalog = Arc::new(catalog);
         // The watch's lock orders two offers; invariant 3 of the catalog.

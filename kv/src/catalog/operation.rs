@@ -12,7 +12,7 @@ use crate::wire::{self, meta_request::Change};
 use crate::{Access, Door, Operation, OperationCodec, Route, RowError, Rows};
 
 /// A read or a change of the catalog. The reply is a [`MetaReply`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct MetaOperation {
     change: Change,
     keys: [Bytes; 1],
@@ -321,9 +321,8 @@ impl OperationCodec for MetaCodec {
     }
 }
 
-
 #[cfg(test)]
-mod evaluation {
+mod tests {
     use leadline_raft::ClusterId;
     use proptest::prelude::*;
 
@@ -415,10 +414,8 @@ mod evaluation {
                 &addresses(port),
                 Bytes::copy_from_slice(&[nonce])
             )),
-            (1..6_u64, states).prop_map(|(node, state)| MetaOperation::set_member_state(
-                NodeId(node),
-                state
-            )),
+            (1..6_u64, states)
+                .prop_map(|(node, state)| MetaOperation::set_member_state(NodeId(node), state)),
             (0..6_u64, proptest::collection::vec(1..5_u64, 0..4)).prop_map(|(group, nodes)| {
                 let nodes: Vec<_> = nodes.into_iter().map(NodeId).collect();
                 MetaOperation::set_replicas(GroupId(group), &nodes)

@@ -1,5 +1,6 @@
 //! Every command: one file per family, and the table that finds them by name.
 
+mod lists;
 mod strings;
 
 use std::collections::HashMap;
@@ -12,7 +13,7 @@ use crate::reply::ReplyError;
 use crate::spec::Spec;
 
 /// The families' tables.
-const FAMILIES: &[&[Spec]] = &[strings::SPECS];
+const FAMILIES: &[&[Spec]] = &[strings::SPECS, lists::SPECS];
 
 /// The longest name in the table; longer ones are unknown without a look.
 const LONGEST_NAME: usize = 32;

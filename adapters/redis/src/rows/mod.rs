@@ -24,9 +24,11 @@
 //! 5. Elements with a hash lie in hash order, which is what SSCAN, HSCAN and ZSCAN cursors name.
 
 mod db;
+mod hashed;
 mod layout;
 
 pub(crate) use db::{Collection, Db, First, Value};
+pub(crate) use hashed::Hashed;
 pub(crate) use layout::{
     ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, list_position, score_bytes,
     score_from_bytes, slot_prefix,

@@ -12,6 +12,7 @@ pub mod keyspace;
 pub mod node;
 mod operation;
 pub mod state_machine;
+pub mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod wire;

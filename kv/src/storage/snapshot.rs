@@ -204,11 +204,7 @@ type TakeRow<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), StorageError> + 'a;
 
 impl Decoder {
     /// Takes the next bytes of the stream and gives each row that is whole to `row`.
-    fn push(
-        &mut self,
-        bytes: &[u8],
-        row: &mut TakeRow<'_>,
-    ) -> Result<(), StorageError> {
+    fn push(&mut self, bytes: &[u8], row: &mut TakeRow<'_>) -> Result<(), StorageError> {
         if self.ended && !bytes.is_empty() {
             return Err(bad("bytes after its end"));
         }

@@ -1,0 +1,470 @@
+//! A lane: the way to one peer for one class of traffic, shared by all groups.
+//!
+//! # Invariants
+//! 1. Nothing waits for a slow peer here: [`Lane::send`] takes the request into a bounded queue or
+//!    refuses it at once.
+//! 2. A peer that is down costs nothing between attempts: no task, no queue, no socket. Who has
+//!    something to send starts the next attempt, once the back-off allows it.
+//! 3. Every request that was taken ends: answered, or its reply dropped with the session it was in.
+//!    A session with requests in flight and nothing heard for [`Limits`]' bound is over.
+//! 4. When a session is over, its tasks and sockets are too: all of them run under one token.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as Wake, Poll};
+use std::time::Duration;
+
+use futures::Stream;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::metrics::LaneMetrics;
+use super::wire;
+use super::{Link, PeerError, dial};
+use crate::NodeId;
+
+/// Which requests share a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Votes, heartbeats and small appends: never behind anything large.
+    Consensus,
+    /// Large appends: entries of a follower that catches up, or single large ones.
+    Bulk,
+}
+
+impl Class {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Consensus => "consensus",
+            Self::Bulk => "bulk",
+        }
+    }
+}
+
+/// One request and who waits for its answer. The waiter sees its sender dropped if there is none.
+pub(super) struct Outgoing {
+    pub(super) request: wire::Request,
+    pub(super) bytes: usize,
+    pub(super) reply: oneshot::Sender<wire::response::Body>,
+    /// The peer's share of unacknowledged bytes, given back with the answer.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What the lanes of one peer share.
+pub(super) struct Remote {
+    pub(super) node: NodeId,
+    pub(super) address: Mutex<Address>,
+    /// Ends with the consensus lane's session: what the peer has not answered there, it will not
+    /// answer elsewhere.
+    fate: Mutex<CancellationToken>,
+    /// Ends with the pool, or when the node has left the cluster.
+    pub(super) gone: CancellationToken,
+}
+
+/// Where a peer is dialled.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Address {
+    pub(super) current: Option<String>,
+    /// What the membership said last. Only a change of it overrules what the peer itself said.
+    pub(super) member: Option<String>,
+}
+
+impl Remote {
+    pub(super) fn new(node: NodeId, gone: CancellationToken) -> Self {
+        Self {
+            node,
+            address: Mutex::default(),
+            fate: Mutex::new(CancellationToken::new()),
+            gone,
+        }
+    }
+
+    fn unreachable(&self, why: Arc<str>) -> PeerError {
+        PeerError::Unreachable {
+            node: self.node,
+            why,
+        }
+    }
+}
+
+enum State {
+    /// Nothing to say so far, or the last session ended well.
+    Idle,
+    /// A session's task runs: connecting or connected.
+    Open(mpsc::Sender<Outgoing>),
+    /// The last attempt failed; the next may begin at `until`.
+    Down { until: Instant, why: Arc<str> },
+}
+
+struct Road {
+    state: State,
+    /// Failed attempts since the last success.
+    attempts: u32,
+    dialled: Option<Instant>,
+    /// The failure that was logged last, so that a peer that stays away is logged once.
+    logged: Option<Arc<str>>,
+}
+
+pub(super) struct Lane {
+    class: Class,
+    link: Arc<Link>,
+    remote: Arc<Remote>,
+    metrics: LaneMetrics,
+    road: Mutex<Road>,
+}
+
+/// Why a session ended.
+enum End {
+    /// The pool is closing, or the node has left the cluster.
+    Stopped,
+    /// The peer's other lane failed, so this one is not worth waiting for.
+    OtherLane,
+    /// The peer sat on our requests.
+    Stalled,
+    Failed(Arc<str>),
+}
+
+impl Lane {
+    pub(super) fn new(class: Class, link: Arc<Link>, remote: Arc<Remote>) -> Self {
+        let metrics = link.metrics.lane(remote.node, class.name());
+        Self {
+            class,
+            link,
+            remote,
+            metrics,
+            road: Mutex::new(Road {
+                state: State::Idle,
+                attempts: 0,
+                dialled: None,
+                logged: None,
+            }),
+        }
+    }
+
+    /// How long a session with requests in flight may stay without a word from the peer.
+    pub(super) fn stall(&self) -> Duration {
+        match self.class {
+            Class::Consensus => self.link.limits.stall,
+            Class::Bulk => self.link.limits.bulk_stall,
+        }
+    }
+
+    /// Queues `item`, starting a session if there is none. Never waits.
+    ///
+    /// `urgent` shortens the back-off after a failure: for votes, which are few and worth a try.
+    ///
+    /// # Errors
+    /// `Full`: dropped, the peer reads too slowly. `Unreachable`: there is no connection, and it is
+    /// too early for another attempt.
+    pub(super) fn send(self: &Arc<Self>, item: Outgoing, urgent: bool) -> Result<(), PeerError> {
+        let mut road = self.road.lock();
+        if let State::Down { until, why } = &road.state {
+            let now = Instant::now();
+            let soon = road
+                .dialled
+                .is_some_and(|at| urgent && now >= at + self.link.limits.backoff_max / 4);
+            if now < *until && !soon {
+                self.metrics.closed.inc();
+                return Err(self.remote.unreachable(Arc::clone(why)));
+            }
+            road.state = State::Idle;
+        }
+        if matches!(road.state, State::Idle) {
+            if self.remote.gone.is_cancelled() {
+                return Err(PeerError::Closed);
+            }
+            let (tx, rx) = mpsc::channel(self.link.limits.queue);
+            road.state = State::Open(tx);
+            road.dialled = Some(Instant::now());
+            self.metrics.dials.inc();
+            self.link.tasks.spawn(Arc::clone(self).run(rx));
+        }
+        let State::Open(queue) = &road.state else {
+            unreachable!("the lane was opened above");
+        };
+        match queue.try_send(item) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.metrics.dropped_full.inc();
+                Err(PeerError::Full {
+                    node: self.remote.node,
+                })
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                self.metrics.closed.inc();
+                Err(self.remote.unreachable("the connection just closed".into()))
+            }
+        }
+    }
+
+    /// One session, from dialling to its end, whatever that is.
+    async fn run(self: Arc<Self>, queue: mpsc::Receiver<Outgoing>) {
+        let fate = {
+            let mut fate = self.remote.fate.lock();
+            if fate.is_cancelled() {
+                *fate = CancellationToken::new();
+            }
+            fate.clone()
+        };
+        // Every task of the connection runs under this token (invariant 4).
+        let alive = CancellationToken::new();
+        let _ends = alive.clone().drop_guard();
+        let queue = Arc::new(Queue::new(queue));
+
+        let end = tokio::select! {
+            biased;
+            () = self.remote.gone.cancelled() => End::Stopped,
+            () = fate.cancelled(), if self.class == Class::Bulk => End::OtherLane,
+            end = self.session(&queue, alive) => end,
+        };
+
+        self.metrics.connected.set(0);
+        let why: Arc<str> = match end {
+            End::Stopped => {
+                queue.close();
+                return;
+            }
+            End::OtherLane => "its other connection failed".into(),
+            End::Stalled => {
+                self.metrics.stalls.inc();
+                "it answered nothing for too long".into()
+            }
+            End::Failed(why) => why,
+        };
+        self.metrics.failures.inc();
+        self.log_failure(&why);
+        // First the state, then the queue: a request that comes in between must not be lost in a
+        // queue that nobody reads.
+        {
+            let mut road = self.road.lock();
+            let backoff = self.link.limits.backoff(road.attempts);
+            road.attempts = road.attempts.saturating_add(1);
+            road.state = State::Down {
+                until: Instant::now() + backoff,
+                why,
+            };
+        }
+        queue.close();
+        if self.class == Class::Consensus {
+            fate.cancel();
+        }
+    }
+
+    fn log_failure(&self, why: &Arc<str>) {
+        let (peer, class) = (self.remote.node, self.class.name());
+        let mut road = self.road.lock();
+        if road.logged.as_ref() == Some(why) {
+            tracing::debug!(%peer, class, "{why}");
+        } else {
+            tracing::warn!(%peer, class, "cannot talk to the peer: {why}");
+            road.logged = Some(Arc::clone(why));
+        }
+    }
+
+    fn connected(&self) {
+        let (peer, class) = (self.remote.node, self.class.name());
+        self.metrics.connected.set(1);
+        let mut road = self.road.lock();
+        road.attempts = 0;
+        if road.logged.take().is_some() {
+            tracing::info!(%peer, class, "the peer is back");
+        }
+    }
+
+    async fn session(&self, queue: &Arc<Queue>, alive: CancellationToken) -> End {
+        let limits = &self.link.limits;
+        let failed = |error: PeerError| End::Failed(error.reason());
+        let channel = match dial::connect(&self.link, &self.remote, Some(alive)).await {
+            Ok(channel) => channel,
+            Err(error) => return failed(error),
+        };
+        let mut client = dial::client(channel, limits);
+        let outbound = Outbound {
+            hello: Some(self.link.hello(self.remote.node)),
+            queue: Arc::clone(queue),
+            frame_bytes: limits.frame_bytes,
+            metrics: self.metrics.clone(),
+        };
+        let opened = timeout(limits.handshake, async {
+            let mut inbound = client.exchange(outbound).await?.into_inner();
+            let first = inbound.message().await?;
+            Ok::<_, tonic::Status>((inbound, first))
+        });
+        let (mut inbound, first) = match opened.await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(status)) => return End::Failed(dial::refusal(&status)),
+            Err(_) => return End::Failed("it accepted the connection and says nothing".into()),
+        };
+        if let Err(why) = self
+            .link
+            .expect_hello(&self.remote, first.and_then(|f| f.hello))
+        {
+            return End::Failed(why.into());
+        }
+        self.connected();
+
+        // The peer answers within the stall bound, if only to say that it could not: so a little
+        // more than that without a word means that it is gone.
+        let silence = self.stall() + self.stall() / 4;
+        let mut tick = tokio::time::interval(self.stall() / 4);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                frame = inbound.message() => match frame {
+                    Ok(Some(frame)) => {
+                        queue.answer(frame.responses);
+                    }
+                    Ok(None) => return End::Failed("it closed the stream".into()),
+                    Err(status) => return End::Failed(dial::refusal(&status)),
+                },
+                _ = tick.tick() => {
+                    if queue.unanswered_for() > silence {
+                        return End::Stalled;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a session has taken: waiting to be sent, and sent.
+struct Queue {
+    inner: Mutex<Option<Taken>>,
+}
+
+struct Taken {
+    waiting: mpsc::Receiver<Outgoing>,
+    /// Taken from `waiting`, too large for the frame before it.
+    held: Option<Outgoing>,
+    in_flight: HashMap<u64, InFlight>,
+    next_id: u64,
+    /// Since when the peer owes us a word: the first request after its last answer. Callers that
+    /// give up do not change that, else short-lived ones would hide a dead peer for ever.
+    owed_since: Option<Instant>,
+}
+
+struct InFlight {
+    reply: oneshot::Sender<wire::response::Body>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Queue {
+    fn new(waiting: mpsc::Receiver<Outgoing>) -> Self {
+        Self {
+            inner: Mutex::new(Some(Taken {
+                waiting,
+                held: None,
+                in_flight: HashMap::new(),
+                next_id: 1,
+                owed_since: None,
+            })),
+        }
+    }
+
+    /// Drops everything taken; each waiter sees that no answer comes.
+    fn close(&self) {
+        let taken = self.inner.lock().take();
+        drop(taken);
+    }
+
+    fn answer(&self, responses: Vec<wire::Response>) {
+        let mut inner = self.inner.lock();
+        let Some(taken) = inner.as_mut() else { return };
+        for response in responses {
+            // A missing one has been given up by its caller.
+            if let Some(waiter) = taken.in_flight.remove(&response.id)
+                && let Some(body) = response.body
+            {
+                let _ = waiter.reply.send(body);
+            }
+        }
+        taken.owed_since = (!taken.in_flight.is_empty()).then(Instant::now);
+    }
+
+    /// How long the peer has owed us an answer. Forgets the requests whose callers gave up.
+    fn unanswered_for(&self) -> Duration {
+        let mut inner = self.inner.lock();
+        let Some(taken) = inner.as_mut() else {
+            return Duration::ZERO;
+        };
+        taken
+            .in_flight
+            .retain(|_, waiter| !waiter.reply.is_closed());
+        taken
+            .owed_since
+            .map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+/// Everything that waits, a frame at a time, pulled by the connection when it can send.
+struct Outbound {
+    hello: Option<wire::Hello>,
+    queue: Arc<Queue>,
+    frame_bytes: usize,
+    metrics: LaneMetrics,
+}
+
+/// Requests in one frame, at most: so that the other side answers the first before it has read the
+/// last.
+const FRAME_REQUESTS: usize = 1024;
+
+impl Stream for Outbound {
+    type Item = wire::Frame;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Wake<'_>) -> Poll<Option<wire::Frame>> {
+        if let Some(hello) = self.hello.take() {
+            return Poll::Ready(Some(wire::Frame {
+                hello: Some(hello),
+                ..wire::Frame::default()
+            }));
+        }
+        let mut inner = self.queue.inner.lock();
+        let Some(taken) = inner.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let mut requests = Vec::new();
+        let mut bytes = 0;
+        while requests.len() < FRAME_REQUESTS {
+            let mut item = match taken.held.take() {
+                Some(held) => held,
+                None => match taken.waiting.poll_recv(cx) {
+                    Poll::Ready(Some(item)) => item,
+                    Poll::Ready(None) if requests.is_empty() => return Poll::Ready(None),
+                    Poll::Pending if requests.is_empty() => return Poll::Pending,
+                    Poll::Ready(None) | Poll::Pending => break,
+                },
+            };
+            if item.reply.is_closed() {
+                continue;
+            }
+            if bytes + item.bytes > self.frame_bytes && !requests.is_empty() {
+                taken.held = Some(item);
+                break;
+            }
+            bytes += item.bytes;
+            let id = taken.next_id;
+            taken.next_id += 1;
+            item.request.id = id;
+            requests.push(item.request);
+            taken.in_flight.insert(
+                id,
+                InFlight {
+                    reply: item.reply,
+                    _permit: item.permit,
+                },
+            );
+        }
+        taken.owed_since.get_or_insert_with(Instant::now);
+        drop(inner);
+        self.metrics.frames.inc();
+        self.metrics.requests.inc_by(requests.len() as u64);
+        Poll::Ready(Some(wire::Frame {
+            requests,
+            ..wire::Frame::default()
+        }))
+    }
+}

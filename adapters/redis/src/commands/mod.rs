@@ -1,6 +1,7 @@
 //! Every command: one file per family, and the table that finds them by name.
 
 mod lists;
+mod sets;
 mod strings;
 
 use std::collections::HashMap;
@@ -9,11 +10,11 @@ use std::sync::LazyLock;
 use leadline_kv::keyspace::SLOTS;
 
 use crate::args::parse_integer;
-use crate::reply::ReplyError;
+use crate::reply::{Reply, ReplyError};
 use crate::spec::Spec;
 
 /// The families' tables.
-const FAMILIES: &[&[Spec]] = &[strings::SPECS, lists::SPECS];
+const FAMILIES: &[&[Spec]] = &[strings::SPECS, lists::SPECS, sets::SPECS];
 
 /// The longest name in the table; longer ones are unknown without a look.
 const LONGEST_NAME: usize = 32;
@@ -46,3 +47,24 @@ pub(crate) fn scan_cursor_slot(cursor: &[u8]) -> Result<u16, ReplyError> {
 /// A SCAN cursor is a slot above this many bits of a position within it: 52 bits in all, which
 /// every client can hold.
 pub(crate) const SCAN_POSITION_BITS: u32 = 38;
+
+/// Puts the array replies of a scattered read together, one item per key, in the keys' order.
+fn gather_one(parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Vec<Reply>, ReplyError> {
+    let damaged = || ReplyError::err("a shard answered for other keys than it was asked for");
+    let mut items = vec![None; parts.iter().map(Vec::len).sum()];
+    for (part, reply) in parts.iter().zip(replies) {
+        let Reply::Array(replies) = reply else {
+            return Err(damaged());
+        };
+        if replies.len() != part.len() {
+            return Err(damaged());
+        }
+        for (position, reply) in part.iter().zip(replies) {
+            *items.get_mut(*position).ok_or_else(damaged)? = Some(reply);
+        }
+    }
+    items
+        .into_iter()
+        .map(|item| item.ok_or_else(damaged))
+        .collect()
+}

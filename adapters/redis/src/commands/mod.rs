@@ -2,6 +2,7 @@
 
 mod lists;
 mod sets;
+mod sorted_sets;
 mod strings;
 
 use std::collections::HashMap;
@@ -24,7 +25,7 @@ static TABLE: LazyLock<HashMap<&'static [u8], &'static Spec>> =
 
 /// Every command, internal ones too.
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
-    FAMILIES.iter().copied().flatten()
+    FAMILIES.iter().chain(sorted_sets::SPECS).copied().flatten()
 }
 
 /// The command called `name`, in any case.

@@ -139,7 +139,11 @@ pub(crate) fn encode(reply: &Reply, resp: Resp, out: &mut BytesMut) {
             }
         }
         Reply::Pairs(pairs) => {
-            let count = if resp == Resp::V3 { pairs.len() } else { pairs.len() * 2 };
+            let count = if resp == Resp::V3 {
+                pairs.len()
+            } else {
+                pairs.len() * 2
+            };
             integer_line(out, b'*', length(count));
             for (first, second) in pairs {
                 if resp == Resp::V3 {

@@ -9,12 +9,34 @@ use crate::rows::Db;
 use crate::spec::{Arity, Command, Keys, Spec};
 
 pub(super) const SPECS: &[Spec] = &[
-    Spec::write("ZADD", "zadd", CATEGORY, Arity::AtLeast(4), Keys::At(1), Add::parse).fast(),
-    Spec::write("ZINCRBY", "zincrby", CATEGORY, Arity::Exactly(4), Keys::At(1), IncrBy::parse)
-        .fast(),
-    Spec::write("ZREM", "zrem", CATEGORY, Arity::AtLeast(3), Keys::At(1), Remove::parse)
-        .fast()
-        .frees(),
+    Spec::write(
+        "ZADD",
+        "zadd",
+        CATEGORY,
+        Arity::AtLeast(4),
+        Keys::At(1),
+        Add::parse,
+    )
+    .fast(),
+    Spec::write(
+        "ZINCRBY",
+        "zincrby",
+        CATEGORY,
+        Arity::Exactly(4),
+        Keys::At(1),
+        IncrBy::parse,
+    )
+    .fast(),
+    Spec::write(
+        "ZREM",
+        "zrem",
+        CATEGORY,
+        Arity::AtLeast(3),
+        Keys::At(1),
+        Remove::parse,
+    )
+    .fast()
+    .frees(),
 ];
 
 /// `ZADD key [NX | XX] [GT | LT] [CH] [INCR] score member …`.
@@ -32,7 +54,10 @@ struct Add {
 
 impl Add {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        let mut this = Self { key: args.key()?, ..Self::default() };
+        let mut this = Self {
+            key: args.key()?,
+            ..Self::default()
+        };
         loop {
             match () {
                 () if args.take("NX") => this.only_new = true,
@@ -49,7 +74,9 @@ impl Add {
             return Err(ReplyError::Syntax);
         }
         if this.only_new && this.only_old {
-            return Err(ReplyError::err("XX and NX options at the same time are not compatible"));
+            return Err(ReplyError::err(
+                "XX and NX options at the same time are not compatible",
+            ));
         }
         if (this.only_greater && this.only_less)
             || (this.only_new && (this.only_greater || this.only_less))
@@ -59,7 +86,9 @@ impl Add {
             ));
         }
         if this.increment && pairs.len() > 2 {
-            return Err(ReplyError::err("INCR option supports a single increment-element pair"));
+            return Err(ReplyError::err(
+                "INCR option supports a single increment-element pair",
+            ));
         }
         this.members = pairs
             .chunks_exact(2)
@@ -70,11 +99,17 @@ impl Add {
 
     /// The score that a member of score `old` gets; `None` leaves it as it is.
     fn new_score(&self, old: Option<f64>, given: f64) -> Result<Option<f64>, ReplyError> {
-        let Some(old) = old else { return Ok((!self.only_old).then_some(given)) };
+        let Some(old) = old else {
+            return Ok((!self.only_old).then_some(given));
+        };
         if self.only_new {
             return Ok(None);
         }
-        let score = if self.increment { add_scores(old, given)? } else { given };
+        let score = if self.increment {
+            add_scores(old, given)?
+        } else {
+            given
+        };
         if (self.only_greater && score <= old) || (self.only_less && score >= old) {
             return Ok(None);
         }
@@ -96,7 +131,9 @@ impl Command for Add {
         let (mut added, mut changed, mut result) = (0, 0, None);
         for (given, member) in &self.members {
             let old = set.score(db, member)?;
-            let Some(score) = self.new_score(old, *given)? else { continue };
+            let Some(score) = self.new_score(old, *given)? else {
+                continue;
+            };
             result = Some(score);
             if old == Some(score) {
                 continue;
@@ -133,7 +170,11 @@ impl IncrBy {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
         let key = args.key()?;
         let increment = parse_score(&args.bytes()?)?;
-        Ok(Box::new(Self { key, increment, member: args.bytes()? }))
+        Ok(Box::new(Self {
+            key,
+            increment,
+            member: args.bytes()?,
+        }))
     }
 }
 
@@ -160,13 +201,18 @@ struct Remove {
 
 impl Remove {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self { key: args.key()?, members: args.rest().to_vec() }))
+        Ok(Box::new(Self {
+            key: args.key()?,
+            members: args.rest().to_vec(),
+        }))
     }
 }
 
 impl Command for Remove {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let Some(mut set) = SortedSet::open(db, &self.key)? else { return Ok(Reply::Integer(0)) };
+        let Some(mut set) = SortedSet::open(db, &self.key)? else {
+            return Ok(Reply::Integer(0));
+        };
         let before = set.len();
         for member in &self.members {
             set.remove(db, member)?;

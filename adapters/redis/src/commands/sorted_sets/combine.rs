@@ -12,18 +12,57 @@ use crate::reply::{Reply, ReplyError};
 use crate::rows::{Db, Hashed, Type, Value};
 use crate::spec::{Arity, Command, Keys, Spec};
 
-const DESTINATION_COUNTED: Keys = Keys::DestinationCounted { destination: 1, count: 2 };
+const DESTINATION_COUNTED: Keys = Keys::DestinationCounted {
+    destination: 1,
+    count: 2,
+};
 
 pub(super) const SPECS: &[Spec] = &[
-    Spec::read("ZUNION", "zunion", CATEGORY, Arity::AtLeast(3), Keys::Counted(1), |args| {
-        Ok(Box::new(Combination::parse(args, "zunion", Op::Union, Scores::Optional)?))
-    }),
-    Spec::read("ZINTER", "zinter", CATEGORY, Arity::AtLeast(3), Keys::Counted(1), |args| {
-        Ok(Box::new(Combination::parse(args, "zinter", Op::Inter, Scores::Optional)?))
-    }),
-    Spec::read("ZDIFF", "zdiff", CATEGORY, Arity::AtLeast(3), Keys::Counted(1), |args| {
-        Ok(Box::new(Combination::parse(args, "zdiff", Op::Diff, Scores::Optional)?))
-    }),
+    Spec::read(
+        "ZUNION",
+        "zunion",
+        CATEGORY,
+        Arity::AtLeast(3),
+        Keys::Counted(1),
+        |args| {
+            Ok(Box::new(Combination::parse(
+                args,
+                "zunion",
+                Op::Union,
+                Scores::Optional,
+            )?))
+        },
+    ),
+    Spec::read(
+        "ZINTER",
+        "zinter",
+        CATEGORY,
+        Arity::AtLeast(3),
+        Keys::Counted(1),
+        |args| {
+            Ok(Box::new(Combination::parse(
+                args,
+                "zinter",
+                Op::Inter,
+                Scores::Optional,
+            )?))
+        },
+    ),
+    Spec::read(
+        "ZDIFF",
+        "zdiff",
+        CATEGORY,
+        Arity::AtLeast(3),
+        Keys::Counted(1),
+        |args| {
+            Ok(Box::new(Combination::parse(
+                args,
+                "zdiff",
+                Op::Diff,
+                Scores::Optional,
+            )?))
+        },
+    ),
     Spec::read(
         "ZINTERCARD",
         "zintercard",
@@ -61,7 +100,11 @@ pub(super) const SPECS: &[Spec] = &[
         "leadline.zsets",
         CATEGORY,
         Arity::AtLeast(2),
-        Keys::Every { first: 1, step: 1, last_from_end: 0 },
+        Keys::Every {
+            first: 1,
+            step: 1,
+            last_from_end: 0,
+        },
         Sources::parse,
     )
     .internal(),
@@ -103,16 +146,16 @@ struct Combination {
 }
 
 impl Combination {
-    fn parse(
-        args: &mut Args<'_>,
-        name: &str,
-        op: Op,
-        scores: Scores,
-    ) -> Result<Self, ReplyError> {
+    fn parse(args: &mut Args<'_>, name: &str, op: Op, scores: Scores) -> Result<Self, ReplyError> {
         let numkeys = parse_integer(&args.bytes()?).ok_or(ReplyError::NotInteger)?;
-        let numkeys = usize::try_from(numkeys).ok().filter(|count| *count > 0).ok_or_else(|| {
-            ReplyError::err(format!("at least 1 input key is needed for '{name}' command"))
-        })?;
+        let numkeys = usize::try_from(numkeys)
+            .ok()
+            .filter(|count| *count > 0)
+            .ok_or_else(|| {
+                ReplyError::err(format!(
+                    "at least 1 input key is needed for '{name}' command"
+                ))
+            })?;
         if numkeys > args.len() {
             return Err(ReplyError::Syntax);
         }
@@ -147,20 +190,30 @@ impl Combination {
     }
 
     fn run(&self, db: &mut Db<'_>) -> Result<Vec<(Bytes, f64)>, ReplyError> {
-        let sources = self.keys.iter().map(|key| source(db, key)).collect::<Result<Vec<_>, _>>()?;
+        let sources = self
+            .keys
+            .iter()
+            .map(|key| source(db, key))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(self.combine(sources))
     }
 
     /// The result in order of score, then name.
     fn combine(&self, sources: Vec<Scored>) -> Vec<(Bytes, f64)> {
-        let mut sources = sources.into_iter().zip(&self.weights).map(|(source, weight)| {
-            // Infinity times 0 counts as 0.
-            let weigh = |score: f64| {
-                let weighed = score * weight;
-                if weighed.is_nan() { 0.0 } else { weighed }
-            };
-            source.into_iter().map(|(member, score)| (member, weigh(score))).collect::<Scored>()
-        });
+        let mut sources = sources
+            .into_iter()
+            .zip(&self.weights)
+            .map(|(source, weight)| {
+                // Infinity times 0 counts as 0.
+                let weigh = |score: f64| {
+                    let weighed = score * weight;
+                    if weighed.is_nan() { 0.0 } else { weighed }
+                };
+                source
+                    .into_iter()
+                    .map(|(member, score)| (member, weigh(score)))
+                    .collect::<Scored>()
+            });
         let first = sources.next().unwrap_or_default();
         let result = sources.fold(first, |mut result, source| {
             match self.op {
@@ -202,18 +255,29 @@ impl Combination {
 
 /// Members and scores at `key`; the members of a plain set count 1.
 fn source(db: &mut Db<'_>, key: &[u8]) -> Result<Scored, ReplyError> {
-    let Some(first) = db.lookup(key)? else { return Ok(Scored::new()) };
+    let Some(first) = db.lookup(key)? else {
+        return Ok(Scored::new());
+    };
     match first.value {
         Value::Collection(collection) if collection.kind == Type::Set => {
-            let Some(set) = Hashed::open(db, key, Type::Set)? else { return Ok(Scored::new()) };
-            Ok(set.all(db)?.into_iter().map(|(member, _)| (member, 1.0)).collect())
+            let Some(set) = Hashed::open(db, key, Type::Set)? else {
+                return Ok(Scored::new());
+            };
+            Ok(set
+                .all(db)?
+                .into_iter()
+                .map(|(member, _)| (member, 1.0))
+                .collect())
         }
         _ => {
             let Some(set) = Hashed::open(db, key, Type::SortedSet)? else {
                 return Ok(Scored::new());
             };
             let members = set.all(db)?;
-            members.into_iter().map(|(member, score)| Ok((member, decode_score(score)?))).collect()
+            members
+                .into_iter()
+                .map(|(member, score)| Ok((member, decode_score(score)?)))
+                .collect()
         }
     }
 }
@@ -227,7 +291,9 @@ fn scatter_sources(keys: &[Bytes], part: &[usize]) -> Vec<Bytes> {
 fn gather_sources(parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Vec<Scored>, ReplyError> {
     let damaged = || ReplyError::err("a shard answered something else than a sorted set");
     let one = |reply| {
-        let Reply::Array(pairs) = reply else { return Err(damaged()) };
+        let Reply::Array(pairs) = reply else {
+            return Err(damaged());
+        };
         pairs
             .into_iter()
             .map(|pair| match pair {
@@ -279,7 +345,11 @@ impl InterCard {
 
     fn reply(&self, found: usize) -> Reply {
         let found = found as u64;
-        count_reply(if self.limit == 0 { found } else { found.min(self.limit) })
+        count_reply(if self.limit == 0 {
+            found
+        } else {
+            found.min(self.limit)
+        })
     }
 }
 
@@ -294,7 +364,11 @@ impl Command for InterCard {
     }
 
     fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        Ok(self.reply(self.combination.combine(gather_sources(parts, replies)?).len()))
+        Ok(self.reply(
+            self.combination
+                .combine(gather_sources(parts, replies)?)
+                .len(),
+        ))
     }
 }
 
@@ -309,7 +383,10 @@ impl Store {
     fn parse(args: &mut Args<'_>, name: &str, op: Op) -> Result<Box<dyn Command>, ReplyError> {
         let destination = args.key()?;
         let combination = Combination::parse(args, name, op, Scores::Never)?;
-        Ok(Box::new(Self { destination, combination }))
+        Ok(Box::new(Self {
+            destination,
+            combination,
+        }))
     }
 }
 
@@ -346,7 +423,9 @@ struct Sources {
 
 impl Sources {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self { keys: args.rest().to_vec() }))
+        Ok(Box::new(Self {
+            keys: args.rest().to_vec(),
+        }))
     }
 }
 

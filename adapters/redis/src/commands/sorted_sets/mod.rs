@@ -26,8 +26,13 @@ use crate::spec::Spec;
 const CATEGORY: &str = "sortedset";
 
 /// The tables of this family's files.
-pub(super) const SPECS: &[&[Spec]] =
-    &[add::SPECS, read::SPECS, range::SPECS, pop::SPECS, combine::SPECS];
+pub(super) const SPECS: &[&[Spec]] = &[
+    add::SPECS,
+    read::SPECS,
+    range::SPECS,
+    pop::SPECS,
+    combine::SPECS,
+];
 
 /// An open sorted set.
 struct SortedSet<'k>(Hashed<'k>);
@@ -87,7 +92,11 @@ impl<'k> SortedSet<'k> {
         member: &[u8],
         score: f64,
     ) -> Result<Option<f64>, ReplyError> {
-        let old = self.0.put(db, member, encode_score(score))?.map(decode_score).transpose()?;
+        let old = self
+            .0
+            .put(db, member, encode_score(score))?
+            .map(decode_score)
+            .transpose()?;
         if let Some(old) = old {
             if score_bytes(old) == score_bytes(score) {
                 return Ok(Some(old));
@@ -108,7 +117,9 @@ impl<'k> SortedSet<'k> {
 
     /// All rows of the order.
     fn ordered_rows(&self) -> Range<Bytes> {
-        self.0.prefix.elements(ElementKind::SortedSetScore, self.0.meta.generation)
+        self.0
+            .prefix
+            .elements(ElementKind::SortedSetScore, self.0.meta.generation)
     }
 
     /// The first row of the order at or above `score`.
@@ -173,11 +184,7 @@ impl<'k> SortedSet<'k> {
     }
 
     /// Removes members and writes the first row.
-    fn remove_all(
-        mut self,
-        db: &mut Db<'_>,
-        members: &[(Bytes, f64)],
-    ) -> Result<u64, ReplyError> {
+    fn remove_all(mut self, db: &mut Db<'_>, members: &[(Bytes, f64)]) -> Result<u64, ReplyError> {
         for (member, _) in members {
             self.remove(db, member)?;
         }

@@ -11,19 +11,34 @@ use crate::rows::Db;
 use crate::spec::{Arity, Attempt, Blocking, Command, Keys, Spec};
 
 pub(super) const SPECS: &[Spec] = &[
-    Spec::write("ZPOPMIN", "zpopmin", CATEGORY, Arity::AtLeast(2), Keys::At(1), |args| {
-        Pop::parse(args, End::Min)
-    })
+    Spec::write(
+        "ZPOPMIN",
+        "zpopmin",
+        CATEGORY,
+        Arity::AtLeast(2),
+        Keys::At(1),
+        |args| Pop::parse(args, End::Min),
+    )
     .fast()
     .frees(),
-    Spec::write("ZPOPMAX", "zpopmax", CATEGORY, Arity::AtLeast(2), Keys::At(1), |args| {
-        Pop::parse(args, End::Max)
-    })
+    Spec::write(
+        "ZPOPMAX",
+        "zpopmax",
+        CATEGORY,
+        Arity::AtLeast(2),
+        Keys::At(1),
+        |args| Pop::parse(args, End::Max),
+    )
     .fast()
     .frees(),
-    Spec::write("ZMPOP", "zmpop", CATEGORY, Arity::AtLeast(4), Keys::Counted(1), |args| {
-        Ok(Box::new(MultiPop::parse(args)?))
-    })
+    Spec::write(
+        "ZMPOP",
+        "zmpop",
+        CATEGORY,
+        Arity::AtLeast(4),
+        Keys::Counted(1),
+        |args| Ok(Box::new(MultiPop::parse(args)?)),
+    )
     .frees(),
     Spec::blocking(
         "BZPOPMIN",
@@ -65,13 +80,22 @@ pub(super) const SPECS: &[Spec] = &[
         CATEGORY,
         Arity::AtLeast(4),
         Keys::Counted(1),
-        |args| Ok(Box::new(MultiPop { nothing: Reply::Block, ..MultiPop::parse(args)? })),
+        |args| {
+            Ok(Box::new(MultiPop {
+                nothing: Reply::Block,
+                ..MultiPop::parse(args)?
+            }))
+        },
     )
     .internal()
     .frees(),
 ];
 
-const KEYS_THEN_TIMEOUT: Keys = Keys::Every { first: 1, step: 1, last_from_end: 1 };
+const KEYS_THEN_TIMEOUT: Keys = Keys::Every {
+    first: 1,
+    step: 1,
+    last_from_end: 1,
+};
 
 const ATTEMPT_POP: &str = "LEADLINE.BZPOP";
 const ATTEMPT_MULTI_POP: &str = "LEADLINE.BZMPOP";
@@ -115,7 +139,9 @@ fn pop(
     end: End,
     count: u64,
 ) -> Result<Option<Vec<(Bytes, f64)>>, ReplyError> {
-    let Some(set) = SortedSet::open(db, key)? else { return Ok(None) };
+    let Some(set) = SortedSet::open(db, key)? else {
+        return Ok(None);
+    };
     let popped = set.slice(db, set.ordered_rows(), end.order(), 0, count)?;
     set.remove_all(db, &popped)?;
     Ok(Some(popped))
@@ -189,7 +215,12 @@ impl MultiPop {
                 .ok_or_else(|| ReplyError::err("count should be greater than 0"))?;
         }
         args.end()?;
-        Ok(Self { keys, end, count, nothing: Reply::NullArray })
+        Ok(Self {
+            keys,
+            end,
+            count,
+            nothing: Reply::NullArray,
+        })
     }
 }
 
@@ -198,9 +229,8 @@ impl Command for MultiPop {
         for key in &self.keys {
             if let Some(popped) = pop(db, key, self.end, self.count)? {
                 // Pairs stay pairs here in both protocols.
-                let pair = |(member, score)| {
-                    Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)])
-                };
+                let pair =
+                    |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
                 let pairs = Reply::Array(popped.into_iter().map(pair).collect());
                 return Ok(Reply::Array(vec![Reply::Bulk(key.clone()), pairs]));
             }
@@ -218,17 +248,23 @@ struct AttemptPop {
 
 impl AttemptPop {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self { key: args.key()?, end: End::parse(args)? }))
+        Ok(Box::new(Self {
+            key: args.key()?,
+            end: End::parse(args)?,
+        }))
     }
 }
 
 impl Command for AttemptPop {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
         let popped = pop(db, &self.key, self.end, 1)?.unwrap_or_default();
-        Ok(popped.into_iter().next().map_or(Reply::Block, |(member, score)| {
-            let key = Reply::Bulk(self.key.clone());
-            Reply::Array(vec![key, Reply::Bulk(member), Reply::Double(score)])
-        }))
+        Ok(popped
+            .into_iter()
+            .next()
+            .map_or(Reply::Block, |(member, score)| {
+                let key = Reply::Bulk(self.key.clone());
+                Reply::Array(vec![key, Reply::Bulk(member), Reply::Double(score)])
+            }))
     }
 }
 
@@ -238,10 +274,18 @@ fn blocking_pop(args: &mut Args<'_>, end: End) -> Result<Blocking, ReplyError> {
         .iter()
         .map(|key| Attempt {
             watch: key.clone(),
-            args: vec![Bytes::from_static(ATTEMPT_POP.as_bytes()), key.clone(), end.word()],
+            args: vec![
+                Bytes::from_static(ATTEMPT_POP.as_bytes()),
+                key.clone(),
+                end.word(),
+            ],
         })
         .collect();
-    Ok(Blocking { timeout: parse_timeout(timeout)?, attempts, on_timeout: Reply::NullArray })
+    Ok(Blocking {
+        timeout: parse_timeout(timeout)?,
+        attempts,
+        on_timeout: Reply::NullArray,
+    })
 }
 
 fn blocking_multi_pop(args: &mut Args<'_>) -> Result<Blocking, ReplyError> {
@@ -262,5 +306,9 @@ fn blocking_multi_pop(args: &mut Args<'_>) -> Result<Blocking, ReplyError> {
             ],
         })
         .collect();
-    Ok(Blocking { timeout, attempts, on_timeout: Reply::NullArray })
+    Ok(Blocking {
+        timeout,
+        attempts,
+        on_timeout: Reply::NullArray,
+    })
 }

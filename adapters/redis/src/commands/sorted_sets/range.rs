@@ -12,11 +12,23 @@ use crate::rows::Db;
 use crate::spec::{Arity, Command, Keys, Spec};
 
 pub(super) const SPECS: &[Spec] = &[
-    Spec::read("ZRANGE", "zrange", CATEGORY, Arity::AtLeast(4), Keys::At(1), |args| {
-        let key = args.key()?;
-        Ok(Box::new(Read { key, query: Query::parse_zrange(args, Scores::Optional)? }))
+    Spec::read(
+        "ZRANGE",
+        "zrange",
+        CATEGORY,
+        Arity::AtLeast(4),
+        Keys::At(1),
+        |args| {
+            let key = args.key()?;
+            Ok(Box::new(Read {
+                key,
+                query: Query::parse_zrange(args, Scores::Optional)?,
+            }))
+        },
+    ),
+    read("ZREVRANGE", "zrevrange", |args| {
+        Query::parse_old(args, By::Rank, ScanOrder::Descending)
     }),
-    read("ZREVRANGE", "zrevrange", |args| Query::parse_old(args, By::Rank, ScanOrder::Descending)),
     read("ZRANGEBYSCORE", "zrangebyscore", |args| {
         Query::parse_old(args, By::Score, ScanOrder::Ascending)
     }),
@@ -37,17 +49,33 @@ pub(super) const SPECS: &[Spec] = &[
         Keys::Range { first: 1, last: 2 },
         Store::parse,
     ),
-    Spec::read("ZCOUNT", "zcount", CATEGORY, Arity::Exactly(4), Keys::At(1), |args| {
-        Count::parse(args, By::Score)
-    })
+    Spec::read(
+        "ZCOUNT",
+        "zcount",
+        CATEGORY,
+        Arity::Exactly(4),
+        Keys::At(1),
+        |args| Count::parse(args, By::Score),
+    )
     .fast(),
-    Spec::read("ZLEXCOUNT", "zlexcount", CATEGORY, Arity::Exactly(4), Keys::At(1), |args| {
-        Count::parse(args, By::Lex)
-    })
+    Spec::read(
+        "ZLEXCOUNT",
+        "zlexcount",
+        CATEGORY,
+        Arity::Exactly(4),
+        Keys::At(1),
+        |args| Count::parse(args, By::Lex),
+    )
     .fast(),
-    remove("ZREMRANGEBYRANK", "zremrangebyrank", |args| Remove::parse(args, By::Rank)),
-    remove("ZREMRANGEBYSCORE", "zremrangebyscore", |args| Remove::parse(args, By::Score)),
-    remove("ZREMRANGEBYLEX", "zremrangebylex", |args| Remove::parse(args, By::Lex)),
+    remove("ZREMRANGEBYRANK", "zremrangebyrank", |args| {
+        Remove::parse(args, By::Rank)
+    }),
+    remove("ZREMRANGEBYSCORE", "zremrangebyscore", |args| {
+        Remove::parse(args, By::Score)
+    }),
+    remove("ZREMRANGEBYLEX", "zremrangebylex", |args| {
+        Remove::parse(args, By::Lex)
+    }),
 ];
 
 /// The older range reads differ in how their arguments become a query, and in nothing else. The
@@ -111,8 +139,14 @@ fn parse_lex_bound(text: &Bytes) -> Result<LexBound, ReplyError> {
     match text.first() {
         Some(b'-') if text.len() == 1 => Ok(LexBound::Lowest),
         Some(b'+') if text.len() == 1 => Ok(LexBound::Highest),
-        Some(b'(') => Ok(LexBound::Member { member: text.slice(1..), exclusive: true }),
-        Some(b'[') => Ok(LexBound::Member { member: text.slice(1..), exclusive: false }),
+        Some(b'(') => Ok(LexBound::Member {
+            member: text.slice(1..),
+            exclusive: true,
+        }),
+        Some(b'[') => Ok(LexBound::Member {
+            member: text.slice(1..),
+            exclusive: false,
+        }),
         _ => Err(ReplyError::err("min or max not valid string range item")),
     }
 }
@@ -130,10 +164,14 @@ impl Interval {
                 start: parse_integer(first).ok_or(ReplyError::NotInteger)?,
                 stop: parse_integer(second).ok_or(ReplyError::NotInteger)?,
             },
-            By::Score => {
-                Self::Score { low: parse_score_bound(low)?, high: parse_score_bound(high)? }
-            }
-            By::Lex => Self::Lex { low: parse_lex_bound(low)?, high: parse_lex_bound(high)? },
+            By::Score => Self::Score {
+                low: parse_score_bound(low)?,
+                high: parse_score_bound(high)?,
+            },
+            By::Lex => Self::Lex {
+                low: parse_lex_bound(low)?,
+                high: parse_lex_bound(high)?,
+            },
         })
     }
 
@@ -167,7 +205,8 @@ impl Interval {
             Self::Score { low, high } => {
                 let (low, high) = (*low, *high);
                 let all = set.ordered_rows();
-                let rows = set.at_score(low.score).max(all.start)..after_score(set, high.score, all.end);
+                let rows =
+                    set.at_score(low.score).max(all.start)..after_score(set, high.score, all.end);
                 let within = |score: f64| {
                     (score > low.score || (score == low.score && !low.exclusive))
                         && (score < high.score || (score == high.score && !high.exclusive))
@@ -176,7 +215,15 @@ impl Interval {
             }
             Self::Lex { low, high } => {
                 let within = |member: &[u8]| above(low, member) && below(high, member);
-                filtered(db, set, set.ordered_rows(), order, skip, take, &|member, _| within(member))
+                filtered(
+                    db,
+                    set,
+                    set.ordered_rows(),
+                    order,
+                    skip,
+                    take,
+                    &|member, _| within(member),
+                )
             }
         }
     }
@@ -191,8 +238,14 @@ fn above(low: &LexBound, member: &[u8]) -> bool {
     match low {
         LexBound::Lowest => true,
         LexBound::Highest => false,
-        LexBound::Member { member: bound, exclusive: true } => member > bound,
-        LexBound::Member { member: bound, exclusive: false } => member >= bound,
+        LexBound::Member {
+            member: bound,
+            exclusive: true,
+        } => member > bound,
+        LexBound::Member {
+            member: bound,
+            exclusive: false,
+        } => member >= bound,
     }
 }
 
@@ -200,8 +253,14 @@ fn below(high: &LexBound, member: &[u8]) -> bool {
     match high {
         LexBound::Lowest => false,
         LexBound::Highest => true,
-        LexBound::Member { member: bound, exclusive: true } => member < bound,
-        LexBound::Member { member: bound, exclusive: false } => member <= bound,
+        LexBound::Member {
+            member: bound,
+            exclusive: true,
+        } => member < bound,
+        LexBound::Member {
+            member: bound,
+            exclusive: false,
+        } => member <= bound,
     }
 }
 
@@ -215,12 +274,21 @@ fn reverse(order: ScanOrder) -> ScanOrder {
 /// First rank and count of Redis' inclusive range over `len` members.
 fn ranks(start: i64, stop: i64, len: u64) -> Option<(u64, u64)> {
     let len = i64::try_from(len).ok()?;
-    let absolute = |index: i64| if index < 0 { index.saturating_add(len) } else { index };
+    let absolute = |index: i64| {
+        if index < 0 {
+            index.saturating_add(len)
+        } else {
+            index
+        }
+    };
     let (start, stop) = (absolute(start).max(0), absolute(stop).min(len - 1));
     if start > stop {
         return None;
     }
-    Some((u64::try_from(start).ok()?, u64::try_from(stop - start + 1).ok()?))
+    Some((
+        u64::try_from(start).ok()?,
+        u64::try_from(stop - start + 1).ok()?,
+    ))
 }
 
 fn filtered(
@@ -239,14 +307,22 @@ fn filtered(
     set.walk(db, rows, order, &mut |member, score| {
         if !within(member, score) {
             // Members within are neighbours: behind the last of them there is no other.
-            return if found.is_empty() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+            return if found.is_empty() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            };
         }
         if skip > 0 {
             skip -= 1;
             return ControlFlow::Continue(());
         }
         found.push((Bytes::copy_from_slice(member), score));
-        if (found.len() as u64) < take { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if (found.len() as u64) < take {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     })?;
     Ok(found)
 }
@@ -339,12 +415,20 @@ impl Query {
                 Err(_) => (0, 0),
             },
         };
-        Ok(Self { interval, order, skip, take, with_scores })
+        Ok(Self {
+            interval,
+            order,
+            skip,
+            take,
+            with_scores,
+        })
     }
 
     fn run(&self, db: &mut Db<'_>, key: &[u8]) -> Result<Vec<(Bytes, f64)>, ReplyError> {
         match SortedSet::open(db, key)? {
-            Some(set) => self.interval.select(db, &set, self.order, self.skip, self.take),
+            Some(set) => self
+                .interval
+                .select(db, &set, self.order, self.skip, self.take),
             None => Ok(Vec::new()),
         }
     }
@@ -376,7 +460,11 @@ impl Store {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
         let (destination, source) = (args.key()?, args.key()?);
         let query = Query::parse_zrange(args, Scores::Never)?;
-        Ok(Box::new(Self { destination, source, query }))
+        Ok(Box::new(Self {
+            destination,
+            source,
+            query,
+        }))
     }
 }
 
@@ -405,8 +493,12 @@ impl Count {
 
 impl Command for Count {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let Some(set) = SortedSet::open(db, &self.key)? else { return Ok(Reply::Integer(0)) };
-        let found = self.interval.select(db, &set, ScanOrder::Ascending, 0, u64::MAX)?;
+        let Some(set) = SortedSet::open(db, &self.key)? else {
+            return Ok(Reply::Integer(0));
+        };
+        let found = self
+            .interval
+            .select(db, &set, ScanOrder::Ascending, 0, u64::MAX)?;
         Ok(count_reply(found.len() as u64))
     }
 }
@@ -429,8 +521,12 @@ impl Remove {
 
 impl Command for Remove {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let Some(set) = SortedSet::open(db, &self.key)? else { return Ok(Reply::Integer(0)) };
-        let doomed = self.interval.select(db, &set, ScanOrder::Ascending, 0, u64::MAX)?;
+        let Some(set) = SortedSet::open(db, &self.key)? else {
+            return Ok(Reply::Integer(0));
+        };
+        let doomed = self
+            .interval
+            .select(db, &set, ScanOrder::Ascending, 0, u64::MAX)?;
         Ok(count_reply(set.remove_all(db, &doomed)?))
     }
 }

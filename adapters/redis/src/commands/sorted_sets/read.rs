@@ -13,22 +13,50 @@ use crate::rows::Db;
 use crate::spec::{Arity, Command, Keys, Spec};
 
 pub(super) const SPECS: &[Spec] = &[
-    Spec::read("ZCARD", "zcard", CATEGORY, Arity::Exactly(2), Keys::At(1), Card::parse).fast(),
-    Spec::read("ZSCORE", "zscore", CATEGORY, Arity::Exactly(3), Keys::At(1), |args| {
-        Score::parse(args, false)
-    })
+    Spec::read(
+        "ZCARD",
+        "zcard",
+        CATEGORY,
+        Arity::Exactly(2),
+        Keys::At(1),
+        Card::parse,
+    )
     .fast(),
-    Spec::read("ZMSCORE", "zmscore", CATEGORY, Arity::AtLeast(3), Keys::At(1), |args| {
-        Score::parse(args, true)
-    })
+    Spec::read(
+        "ZSCORE",
+        "zscore",
+        CATEGORY,
+        Arity::Exactly(3),
+        Keys::At(1),
+        |args| Score::parse(args, false),
+    )
     .fast(),
-    Spec::read("ZRANK", "zrank", CATEGORY, Arity::AtLeast(3), Keys::At(1), |args| {
-        Rank::parse(args, ScanOrder::Ascending)
-    })
+    Spec::read(
+        "ZMSCORE",
+        "zmscore",
+        CATEGORY,
+        Arity::AtLeast(3),
+        Keys::At(1),
+        |args| Score::parse(args, true),
+    )
     .fast(),
-    Spec::read("ZREVRANK", "zrevrank", CATEGORY, Arity::AtLeast(3), Keys::At(1), |args| {
-        Rank::parse(args, ScanOrder::Descending)
-    })
+    Spec::read(
+        "ZRANK",
+        "zrank",
+        CATEGORY,
+        Arity::AtLeast(3),
+        Keys::At(1),
+        |args| Rank::parse(args, ScanOrder::Ascending),
+    )
+    .fast(),
+    Spec::read(
+        "ZREVRANK",
+        "zrevrank",
+        CATEGORY,
+        Arity::AtLeast(3),
+        Keys::At(1),
+        |args| Rank::parse(args, ScanOrder::Descending),
+    )
     .fast(),
     Spec::read(
         "ZRANDMEMBER",
@@ -54,7 +82,9 @@ impl Card {
 
 impl Command for Card {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        Ok(count_reply(SortedSet::open(db, &self.key)?.map_or(0, |set| set.len())))
+        Ok(count_reply(
+            SortedSet::open(db, &self.key)?.map_or(0, |set| set.len()),
+        ))
     }
 }
 
@@ -68,7 +98,11 @@ struct Score {
 
 impl Score {
     fn parse(args: &mut Args<'_>, many: bool) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self { key: args.key()?, members: args.rest().to_vec(), many }))
+        Ok(Box::new(Self {
+            key: args.key()?,
+            members: args.rest().to_vec(),
+            many,
+        }))
     }
 }
 
@@ -108,15 +142,28 @@ impl Rank {
             return Err(ReplyError::Syntax);
         }
         args.end()?;
-        Ok(Box::new(Self { key, member, with_score, order }))
+        Ok(Box::new(Self {
+            key,
+            member,
+            with_score,
+            order,
+        }))
     }
 }
 
 impl Command for Rank {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let none = if self.with_score { Reply::NullArray } else { Reply::Null };
-        let Some(set) = SortedSet::open(db, &self.key)? else { return Ok(none) };
-        let Some(score) = set.score(db, &self.member)? else { return Ok(none) };
+        let none = if self.with_score {
+            Reply::NullArray
+        } else {
+            Reply::Null
+        };
+        let Some(set) = SortedSet::open(db, &self.key)? else {
+            return Ok(none);
+        };
+        let Some(score) = set.score(db, &self.member)? else {
+            return Ok(none);
+        };
         let all = set.ordered_rows();
         let own = set.score_row(score, &self.member);
         let before = match self.order {
@@ -133,7 +180,11 @@ impl Command for Rank {
             ControlFlow::Continue(())
         })?;
         let rank = count_reply(rank);
-        Ok(if self.with_score { Reply::Array(vec![rank, Reply::Double(score)]) } else { rank })
+        Ok(if self.with_score {
+            Reply::Array(vec![rank, Reply::Double(score)])
+        } else {
+            rank
+        })
     }
 }
 
@@ -148,7 +199,11 @@ struct RandMember {
 impl RandMember {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
         let key = args.key()?;
-        let count = if args.is_empty() { None } else { Some(args.integer()?) };
+        let count = if args.is_empty() {
+            None
+        } else {
+            Some(args.integer()?)
+        };
         let with_scores = !args.is_empty();
         if with_scores && !args.take("WITHSCORES") {
             return Err(ReplyError::Syntax);
@@ -157,7 +212,11 @@ impl RandMember {
         if count.is_some_and(|count| !(-i64::MAX / 2..=i64::MAX / 2).contains(&count)) {
             return Err(ReplyError::err("value is out of range"));
         }
-        Ok(Box::new(Self { key, count, with_scores }))
+        Ok(Box::new(Self {
+            key,
+            count,
+            with_scores,
+        }))
     }
 }
 
@@ -171,7 +230,9 @@ impl Command for RandMember {
             };
             return Ok(drawn.map_or(Reply::Null, |(member, _)| Reply::Bulk(member)));
         };
-        let Some(set) = set else { return Ok(Reply::Array(Vec::new())) };
+        let Some(set) = set else {
+            return Ok(Reply::Array(Vec::new()));
+        };
         let drawn = if wanted < 0 {
             repeated(wanted.unsigned_abs(), || set.0.draw(db))?
         } else {

@@ -29,8 +29,6 @@ pub(crate) enum Reply {
     Array(Vec<Reply>),
     /// A flat list of pairs in RESP2.
     Map(Vec<(Reply, Reply)>),
-    /// An array of two-item arrays; a flat list in RESP2 (members with scores, fields with values).
-    Pairs(Vec<(Reply, Reply)>),
     /// An array in RESP2.
     Set(Vec<Reply>),
     /// Text with a format, such as `txt`; a bulk string in RESP2.
@@ -136,21 +134,6 @@ pub(crate) fn encode(reply: &Reply, resp: Resp, out: &mut BytesMut) {
             for (key, value) in pairs {
                 encode(key, resp, out);
                 encode(value, resp, out);
-            }
-        }
-        Reply::Pairs(pairs) => {
-            let count = if resp == Resp::V3 {
-                pairs.len()
-            } else {
-                pairs.len() * 2
-            };
-            integer_line(out, b'*', length(count));
-            for (first, second) in pairs {
-                if resp == Resp::V3 {
-                    out.put_slice(b"*2\r\n");
-                }
-                encode(first, resp, out);
-                encode(second, resp, out);
             }
         }
         Reply::Verbatim(format, text) => match resp {

@@ -1,8 +1,6 @@
 //! Every command: one file per family, and the table that finds them by name.
 
 mod lists;
-mod sets;
-mod sorted_sets;
 mod strings;
 
 use std::collections::HashMap;
@@ -11,11 +9,11 @@ use std::sync::LazyLock;
 use leadline_kv::keyspace::SLOTS;
 
 use crate::args::parse_integer;
-use crate::reply::{Reply, ReplyError};
+use crate::reply::ReplyError;
 use crate::spec::Spec;
 
 /// The families' tables.
-const FAMILIES: &[&[Spec]] = &[strings::SPECS, lists::SPECS, sets::SPECS];
+const FAMILIES: &[&[Spec]] = &[strings::SPECS, lists::SPECS];
 
 /// The longest name in the table; longer ones are unknown without a look.
 const LONGEST_NAME: usize = 32;
@@ -25,7 +23,7 @@ static TABLE: LazyLock<HashMap<&'static [u8], &'static Spec>> =
 
 /// Every command, internal ones too.
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
-    FAMILIES.iter().chain(sorted_sets::SPECS).copied().flatten()
+    FAMILIES.iter().copied().flatten()
 }
 
 /// The command called `name`, in any case.
@@ -48,24 +46,3 @@ pub(crate) fn scan_cursor_slot(cursor: &[u8]) -> Result<u16, ReplyError> {
 /// A SCAN cursor is a slot above this many bits of a position within it: 52 bits in all, which
 /// every client can hold.
 pub(crate) const SCAN_POSITION_BITS: u32 = 38;
-
-/// Puts the array replies of a scattered read together, one item per key, in the keys' order.
-fn gather_one(parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Vec<Reply>, ReplyError> {
-    let damaged = || ReplyError::err("a shard answered for other keys than it was asked for");
-    let mut items = vec![None; parts.iter().map(Vec::len).sum()];
-    for (part, reply) in parts.iter().zip(replies) {
-        let Reply::Array(replies) = reply else {
-            return Err(damaged());
-        };
-        if replies.len() != part.len() {
-            return Err(damaged());
-        }
-        for (position, reply) in part.iter().zip(replies) {
-            *items.get_mut(*position).ok_or_else(damaged)? = Some(reply);
-        }
-    }
-    items
-        .into_iter()
-        .map(|item| item.ok_or_else(damaged))
-        .collect()
-}

@@ -1,22 +1,66 @@
 //! The shard executor: evaluates each command once, at the leader, and replicates its effects.
+//!
+//! ```text
+//! caller ── submit ──► queue ──► executor's thread ── batch ──► log of the group
+//!   ▲                              overlay over the            │
+//!   └──────── replies ◄──────────  applied state  ◄── apply ◄──┘
+//! ```
+//!
+//! A [`Shard`] lives as long as the replica. While its node leads the group it runs one executor:
+//! a thread that takes what waits, evaluates each command over the applied state and the effects
+//! that are not applied yet (the overlay), merges the effects into one batch, proposes it, and goes
+//! on with the next without waiting. A batch's commands are answered when the state machine has
+//! applied it here, straight from apply.
+//!
+//! # Invariants
+//! 1. An effect is unconditional and idempotent; apply decides nothing ([`entry`]).
+//! 2. The fence: every life of an executor begins with `begin(incarnation)` in the log, its batches
+//!    are numbered, and apply ignores what does not follow ([`crate::state_machine`]).
+//! 3. A life ends at its first refused or ignored batch, or with its leadership; the next one begins
+//!    with an empty overlay ([`life`]).
+//! 4. A read is evaluated first and proved after ([`life`], [`evaluate`]).
+//! 5. Storage is read on the executor's thread; a caller's thread reads the row cache only.
+//! 6. An executor only wakes who watches a key; its end wakes all ([`watches`]).
+//! 7. What a command writes, be it the deletion of an expired key that a read found, is applied
+//!    before the command is answered.
+//!
+//! The lock table of transactions over several shards has its place beside the overlay: looked at
+//! before a command is evaluated, rebuilt at `begin`.
 
-#[allow(dead_code, reason = "used by the executor, which follows")]
+pub(crate) mod entry;
+pub(crate) mod evaluate;
+pub(crate) mod life;
+mod metrics;
+mod overlay;
+mod queue;
 mod reply;
+pub(crate) mod requests;
+mod run;
+mod watches;
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use leadline_raft::engine::{Engine, Leadership};
-use leadline_raft::{Context, GroupId};
+use leadline_raft::{Context, GroupId, LeaderId, RaftError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use entry::Incarnation;
+use evaluate::CachedRows;
+use life::{Answer, Life};
+pub use metrics::ShardMetrics;
+use queue::{Command, Refusal};
 pub(crate) use reply::ReplyFuture;
 use reply::{ReplyGroup, Responder};
 
 use crate::hlc::Hlc;
 use crate::state_machine::ShardState;
-use crate::{Access, KeyWatch, KvError, Operation, PendingReply, RequestId};
+use crate::{Access, KeyWatch, KvError, Operation, PendingReply, RequestId, Route};
 
 /// Bounds and tempo of one shard's executor.
 #[derive(Clone, Debug)]
@@ -94,13 +138,36 @@ pub struct Submission {
 pub struct ShardParts {
     pub config: ShardConfig,
     pub hlc: Arc<Hlc>,
+    pub metrics: ShardMetrics,
     pub sweeps: Arc<[Arc<dyn Sweep>]>,
 }
+
+/// After an executor died under a leadership that goes on, the next one begins this much later; the
+/// pause doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// One round that proves leadership is waited for this long, and then begun again.
+const ROUND: Duration = Duration::from_secs(1);
 
 /// One replica's side of a shard: lives as long as the replica, and runs an executor while its node
 /// leads the group.
 pub struct Shard<E: Engine> {
     engine: Arc<E>,
+    state: Arc<ShardState>,
+    parts: ShardParts,
+    owned: Range<Bytes>,
+    life: ArcSwapOption<Life>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl<E: Engine> std::fmt::Debug for Shard<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shard")
+            .field("group", &self.engine.group())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<E: Engine> Shard<E> {
@@ -113,19 +180,54 @@ impl<E: Engine> Shard<E> {
         owned: Range<Bytes>,
         parts: &ShardParts,
     ) -> Arc<Self> {
-        let _ = (state, owned, parts);
-        Arc::new(Self { engine })
+        let shard = Arc::new(Self {
+            engine,
+            state,
+            parts: parts.clone(),
+            owned,
+            life: ArcSwapOption::empty(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        });
+        shard.tasks.spawn(Arc::clone(&shard).follow());
+        shard
     }
 
     pub fn group(&self) -> GroupId {
         self.engine.group()
     }
 
+    pub fn engine(&self) -> &Arc<E> {
+        &self.engine
+    }
+
     /// Submits one command; never blocks. See [`Shard::submit_many`].
     pub fn submit(&self, ctx: &Context, submission: Submission) -> PendingReply {
-        let read = submission.operation.access() == Access::Read;
+        let Submission {
+            operation,
+            order,
+            once,
+        } = submission;
+        let life = self.life.load();
+        let Some(life) = life.as_ref() else {
+            return PendingReply::ready(Err(self.no_leader()));
+        };
+        if order == Order::Free
+            && once.is_none()
+            && let Some((reply, proposed)) = self.read_cached(life, ctx, operation.as_ref())
+        {
+            return self.prove(life, ctx, reply, proposed);
+        }
+        let read = operation.access() == Access::Read;
         let group = ReplyGroup::new(1);
-        Responder::new(&group, 0).send(Err(self.no_leader()));
+        let command = Command {
+            ctx: ctx.clone(),
+            size: operation.size(),
+            operation,
+            once,
+            responder: Responder::new(&group, 0),
+        };
+        self.push(life, std::iter::once(command));
         PendingReply::executing(ReplyFuture::new(&group, 0, ctx, read))
     }
 
@@ -133,37 +235,169 @@ impl<E: Engine> Shard<E> {
     /// the deadline of `ctx`; those that come together wake their reader once.
     ///
     /// A reply is an error of `NoLeader` if no executor lives here, `Overloaded` if its queue is
-    /// full.
+    /// full. Dropping a reply gives it up; the command may still take effect.
     pub fn submit_many(&self, ctx: &Context, submissions: Vec<Submission>) -> Vec<PendingReply> {
-        submissions
-            .into_iter()
-            .map(|submission| self.submit(ctx, submission))
-            .collect()
+        let life = self.life.load();
+        let Some(life) = life.as_ref() else {
+            let refused = |_| PendingReply::ready(Err(self.no_leader()));
+            return submissions.into_iter().map(refused).collect();
+        };
+        let group = ReplyGroup::new(submissions.len());
+        let mut commands = Vec::new();
+        let mut replies = Vec::with_capacity(submissions.len());
+        for (index, submission) in submissions.into_iter().enumerate() {
+            let Submission {
+                operation,
+                order,
+                once,
+            } = submission;
+            // Behind a command of the same caller that waits for the executor, nothing is free.
+            if commands.is_empty()
+                && order == Order::Free
+                && once.is_none()
+                && let Some((reply, proposed)) = self.read_cached(life, ctx, operation.as_ref())
+            {
+                replies.push(self.prove(life, ctx, reply, proposed));
+                continue;
+            }
+            let read = operation.access() == Access::Read;
+            commands.push(Command {
+                ctx: ctx.clone(),
+                size: operation.size(),
+                operation,
+                once,
+                responder: Responder::new(&group, index),
+            });
+            let reply = ReplyFuture::new(&group, index, ctx, read);
+            replies.push(PendingReply::executing(reply));
+        }
+        if !commands.is_empty() {
+            self.push(life, commands);
+        }
+        replies
+    }
+
+    fn push(&self, life: &Arc<Life>, commands: impl IntoIterator<Item = Command>) {
+        let Err((why, refused)) = life.queue.push(commands) else {
+            return;
+        };
+        let why = match why {
+            Refusal::Closed => self.no_leader(),
+            Refusal::Full => {
+                self.parts.metrics.refused.inc_by(refused.len() as u64);
+                KvError::Overloaded {
+                    what: "commands waiting for one shard",
+                    retry_after_ms: 50,
+                }
+            }
+        };
+        reply::send_all(
+            refused
+                .into_iter()
+                .map(|command| (command.responder, Err(why.clone()))),
+        );
+    }
+
+    /// Evaluates a read over the row cache on this thread. `None`: it is the executor's. With the
+    /// reply comes the highest batch number given out before the evaluation.
+    fn read_cached(
+        &self,
+        life: &Life,
+        ctx: &Context,
+        operation: &dyn Operation,
+    ) -> Option<(Bytes, u64)> {
+        if operation.access() != Access::Read || !life.is_live() || ctx.ended().is_some() {
+            return None;
+        }
+        let owned = self.state.owned_guard();
+        let owned = owned.as_deref()?;
+        if let Route::Keys(keys) = operation.route()
+            && keys.iter().any(|key| !owned.contains(key))
+        {
+            return None;
+        }
+        let proposed = life.proposed();
+        let mut rows = CachedRows::new(&self.state, owned, self.parts.hlc.now());
+        let reply = operation.evaluate(&mut rows).ok()?;
+        if !rows.holds() {
+            return None;
+        }
+        self.parts.metrics.cached_reads.inc();
+        Some((reply, proposed))
+    }
+
+    /// Answers an evaluated read once leadership is proved.
+    fn prove(&self, life: &Life, ctx: &Context, reply: Bytes, proposed: u64) -> PendingReply {
+        if let Some(proof) = self.engine.verify_leader_now()
+            && proof.leader == life.leader
+        {
+            return PendingReply::ready(Ok(reply));
+        }
+        let group = ReplyGroup::new(1);
+        let responder = Responder::new(&group, 0);
+        responder.claim();
+        let answer = Answer {
+            responder,
+            reply,
+            remembered: false,
+        };
+        // It saw applied state only: nothing is left to be applied.
+        life.read_later(vec![answer], 0, proposed);
+        PendingReply::executing(ReplyFuture::new(&group, 0, ctx, true))
     }
 
     /// Registers interest in `keys`; see [`crate::Coordinator::watch`].
     ///
     /// # Errors
-    /// `NoLeader` if no executor lives here.
+    /// `NoLeader` if no executor lives here, `Overloaded` when too much is watched.
     pub fn watch(&self, keys: &[Bytes]) -> Result<KeyWatch, KvError> {
-        let _ = keys;
-        Err(self.no_leader())
+        match self.life.load().as_ref() {
+            Some(life) => life.watches.register(keys),
+            None => Err(self.no_leader()),
+        }
     }
 
     /// Whether an executor has begun here. Local and cheap; proves nothing.
     pub fn is_leading(&self) -> bool {
-        false
+        self.life.load().as_ref().is_some_and(|life| life.is_live())
     }
 
     /// Commands that wait for evaluation.
     pub fn queue_depth(&self) -> usize {
-        0
+        self.life
+            .load()
+            .as_ref()
+            .map_or(0, |life| life.queue.depth())
+    }
+
+    /// Reads that wait for a proof of leadership.
+    pub fn pending_reads(&self) -> usize {
+        self.life
+            .load()
+            .as_ref()
+            .map_or(0, |life| life.pending_reads())
+    }
+
+    /// Keys that are watched.
+    pub fn watched(&self) -> usize {
+        self.life
+            .load()
+            .as_ref()
+            .map_or(0, |life| life.watches.len())
     }
 
     /// Ends the executor and every task of the shard; returns once they are gone, at the latest at
-    /// the end of `ctx`.
+    /// the end of `ctx`. Commands that were not evaluated are not applied; the fate of those that
+    /// were proposed is unknown.
     pub async fn shutdown(&self, ctx: &Context) {
-        let _ = ctx;
+        self.stop.cancel();
+        self.tasks.close();
+        if ctx.run(self.tasks.wait()).await.is_err() {
+            tracing::warn!(group = %self.group(), "a shard's executor outlives its shutdown");
+        }
+        for life in self.state.lives() {
+            life.state_replaced(None);
+        }
     }
 
     fn no_leader(&self) -> KvError {
@@ -172,5 +406,121 @@ impl<E: Engine> Shard<E> {
             Leadership::Unknown => None,
         };
         KvError::NoLeader { leader }
+    }
+
+    /// Starts and ends executors as leadership comes and goes.
+    async fn follow(self: Arc<Self>) {
+        let mut changes = self.engine.leadership_changes();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let leadership = *changes.borrow_and_update();
+            let changed = async { changes.changed().await.is_ok() };
+            let goes_on = match leadership {
+                Leadership::Leader(leader) => {
+                    let life = self.start(leader);
+                    let goes_on = tokio::select! {
+                        () = self.stop.cancelled() => false,
+                        changed = changed => changed,
+                        () = life.ended.cancelled() => true,
+                    };
+                    if life.proposed() > 0 {
+                        pause = FIRST_PAUSE;
+                    }
+                    self.end(&life);
+                    goes_on
+                }
+                Leadership::Follower { .. } | Leadership::Unknown => {
+                    pause = FIRST_PAUSE;
+                    tokio::select! {
+                        () = self.stop.cancelled() => false,
+                        changed = changed => changed,
+                    }
+                }
+            };
+            if !goes_on {
+                return;
+            }
+            if matches!(*changes.borrow(), Leadership::Leader(now) if leadership == Leadership::Leader(now))
+            {
+                // The executor died and its leadership did not: not at once again.
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                }
+            }
+        }
+    }
+
+    /// Begins a new life under `leader`.
+    fn start(&self, leader: LeaderId) -> Arc<Life> {
+        let incarnation = Incarnation(rand::random());
+        let (config, metrics) = (&self.parts.config, &self.parts.metrics);
+        let life = Arc::new(Life::new(incarnation, leader, config, metrics));
+        metrics.lives.inc();
+        self.state.register(&life);
+        self.life.store(Some(Arc::clone(&life)));
+        self.tasks
+            .spawn(prove(Arc::clone(&self.engine), Arc::clone(&life)));
+
+        let executor = run::Executor {
+            engine: Arc::clone(&self.engine),
+            state: Arc::clone(&self.state),
+            life: Arc::clone(&life),
+            parts: self.parts.clone(),
+            owned: self.owned.clone(),
+        };
+        let running = self.tasks.token();
+        let name = format!("shard-{}", self.group());
+        let spawned = std::thread::Builder::new().name(name).spawn({
+            let life = Arc::clone(&life);
+            move || {
+                let ran = std::panic::catch_unwind(AssertUnwindSafe(|| executor.run()));
+                if ran.is_err() {
+                    // The panic's message and place are on stderr. Its command is not retried here.
+                    tracing::error!("an executor panicked; the shard goes on with a new one");
+                }
+                life.kill();
+                drop(running);
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "no thread for a shard's executor");
+            life.kill();
+        }
+        life
+    }
+
+    fn end(&self, life: &Arc<Life>) {
+        life.kill();
+        if self.stop.is_cancelled() {
+            life.abandon_proposals();
+        }
+        self.life.store(None);
+    }
+}
+
+/// Has the reads of one life proved, a round for all that wait.
+async fn prove<E: Engine>(engine: Arc<E>, life: Arc<Life>) {
+    loop {
+        tokio::select! {
+            () = life.ended.cancelled() => return,
+            () = life.prove.notified() => {}
+        }
+        while let Some(place) = life.unproven() {
+            // Shared by all who wait, so under a context of its own.
+            let ctx = Context::with_timeout(ROUND);
+            let round = tokio::select! {
+                () = life.ended.cancelled() => return,
+                round = engine.verify_leader(&ctx) => round,
+            };
+            match round {
+                Ok(proof) if proof.leader == life.leader => life.proved(place),
+                // Another leadership: this life's reads cannot be proved any more.
+                Ok(_) => return life.kill(),
+                // No majority answered yet: those whose deadline is later wait for the next round.
+                Err(RaftError::NotApplied(_)) => {}
+                Err(error) => life.not_proved(place, &KvError::from(error)),
+            }
+        }
     }
 }

@@ -116,6 +116,13 @@ impl Responder {
         queued
     }
 
+    /// Whether the caller has given the command up, or has its reply.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.group
+            .as_ref()
+            .is_none_or(|group| matches!(group.0.lock().at(self.index).state, State::Closed))
+    }
+
     /// Leaves the reply and wakes who waits for it.
     pub(crate) fn send(mut self, reply: Reply) {
         if let Some(group) = self.group.take() {

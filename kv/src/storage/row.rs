@@ -9,7 +9,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::Timestamp;
 
 const VERSION: u8 = 1;
-const HEADER: usize = 1 + 8;
 
 /// A row as stored: the adapter's value under our header.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,10 +31,13 @@ pub enum RowFormatError {
 }
 
 impl Row {
+    /// Bytes that a stored row has beside its value.
+    pub const HEADER: usize = 1 + 8;
+
     /// The bytes that [`Row::decode`] reads.
     #[must_use]
     pub fn encode(commit_ts: Timestamp, value: &[u8]) -> Bytes {
-        let mut out = BytesMut::with_capacity(HEADER + value.len());
+        let mut out = BytesMut::with_capacity(Self::HEADER + value.len());
         Self::encode_into(commit_ts, value, &mut out);
         out.freeze()
     }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use leadline_raft::GroupId;
@@ -97,6 +97,8 @@ struct Group {
     flushed: Mutex<Option<Position>>,
     /// Its rows are being replaced.
     installing: AtomicBool,
+    /// See [`GroupStorage::cache_version`].
+    publishing: AtomicU64,
 }
 
 impl std::fmt::Debug for Store {
@@ -189,6 +191,7 @@ impl Store {
                     applied: Mutex::new(read_position(self.engine.as_ref(), group)?),
                     flushed: Mutex::new(None),
                     installing: AtomicBool::new(false),
+                    publishing: AtomicU64::new(0),
                 });
                 groups.insert(group, Arc::clone(&open));
                 open
@@ -308,6 +311,13 @@ impl GroupStorage {
         self.store.cache.cached(key)
     }
 
+    /// Rises before and after the cache takes a batch: odd while some of its rows show there and
+    /// others do not. Whoever reads several rows from the cache as of one instant compares.
+    #[must_use]
+    pub fn cache_version(&self) -> u64 {
+        self.group.publishing.load(Ordering::SeqCst)
+    }
+
     /// [`Reader::scan`] over the rows as they are now.
     pub fn scan(
         &self,
@@ -332,7 +342,9 @@ impl GroupStorage {
         writes.push(position_row(self.group.id, &position));
         self.store.seen(engine.apply(&writes))?;
         writes.pop();
+        self.group.publishing.fetch_add(1, Ordering::SeqCst);
         self.store.cache.applied(&writes);
+        self.group.publishing.fetch_add(1, Ordering::SeqCst);
         *self.group.applied.lock() = Some(position);
         Ok(())
     }

@@ -1,0 +1,293 @@
+//! The rows as a command sees them: on the executor's thread, over the overlay and the applied
+//! state; or on its caller's thread, over what the row cache has.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use leadline_raft::Context;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::overlay::{Known, Overlay};
+use crate::state_machine::ShardState;
+use crate::storage::Row;
+use crate::{RowError, Rows, ScanOrder, Timestamp};
+
+/// A scan looks at its context once per this many rows.
+const LOOK_EVERY: usize = 256;
+
+/// The longest row key that storage takes.
+const KEY_BYTES: usize = u16::MAX as usize;
+
+pub(super) fn decode(stored: &Bytes) -> Result<(Bytes, Timestamp), RowError> {
+    match Row::decode(stored) {
+        Ok(row) => Ok((row.value, row.commit_ts)),
+        Err(error) => Err(RowError::Storage(error.to_string())),
+    }
+}
+
+/// Another shard's rows may lie on this node too, at some other time than this shard's.
+fn owns(owned: &Range<Bytes>, key: &[u8]) -> Result<(), RowError> {
+    if *owned.start <= *key && *key < *owned.end {
+        Ok(())
+    } else {
+        Err(RowError::Refused("a row outside the shard".to_owned()))
+    }
+}
+
+/// Rows for a command that the executor evaluates. A scan sees the shard's part of its range.
+pub(super) struct ExecutorRows<'a> {
+    pub(super) ctx: &'a Context,
+    pub(super) state: &'a ShardState,
+    pub(super) overlay: &'a mut Overlay,
+    pub(super) owned: &'a Range<Bytes>,
+    pub(super) stamp: Timestamp,
+    pub(super) random: &'a mut SmallRng,
+    pub(super) wakes: &'a mut Vec<Bytes>,
+    /// The most bytes of effects one command may have.
+    pub(super) limit: usize,
+    /// Why the command's writes cannot be taken.
+    pub(super) refused: Option<&'static str>,
+}
+
+impl ExecutorRows<'_> {
+    fn writable(&mut self, key: &Bytes, value_bytes: usize) -> bool {
+        if !self.owned.contains(key) {
+            self.refused = Some("a row outside the shard");
+        } else if key.len() > KEY_BYTES {
+            self.refused = Some("the key is longer than the store takes");
+        } else if self.overlay.command_bytes() + key.len() + value_bytes > self.limit {
+            self.refused = Some("the command writes more than the store takes at once");
+        }
+        self.refused.is_none()
+    }
+}
+
+impl Rows for ExecutorRows<'_> {
+    fn commit_ts(&self) -> Timestamp {
+        self.stamp
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random.random()
+    }
+
+    fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, RowError> {
+        Ok(self.get_versioned(key)?.map(|(value, _)| value))
+    }
+
+    fn get_versioned(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
+        owns(self.owned, key)?;
+        match self.overlay.get(key) {
+            Some(Known::Value(value, stamp)) => Ok(Some((value.clone(), *stamp))),
+            Some(Known::Deleted) => Ok(None),
+            None => match self.state.get(key)? {
+                Some(stored) => decode(&stored).map(Some),
+                None => Ok(None),
+            },
+        }
+    }
+
+    fn scan(
+        &mut self,
+        range: Range<Bytes>,
+        order: ScanOrder,
+        visit: &mut dyn FnMut(&[u8], &Bytes) -> bool,
+    ) -> Result<(), RowError> {
+        let range =
+            range.start.max(self.owned.start.clone())..range.end.min(self.owned.end.clone());
+        if range.start >= range.end {
+            return Ok(());
+        }
+        let overlay = &*self.overlay;
+        let mut pending: Box<dyn Iterator<Item = (&Bytes, &Known)>> = match order {
+            ScanOrder::Ascending => Box::new(overlay.range(&range)),
+            ScanOrder::Descending => Box::new(overlay.range(&range).rev()),
+        };
+        let before = |a: &[u8], b: &[u8]| match order {
+            ScanOrder::Ascending => a < b,
+            ScanOrder::Descending => a > b,
+        };
+        let mut next = pending.next();
+        let mut failed = None;
+        let mut seen = 0usize;
+        let mut going = true;
+        self.state.scan(&range, order, &mut |key, stored| {
+            seen += 1;
+            if seen.is_multiple_of(LOOK_EVERY) && self.ctx.ended().is_some() {
+                failed = Some(RowError::Ended);
+                return false;
+            }
+            while let Some((pending_key, known)) = next {
+                if !before(pending_key, key) {
+                    break;
+                }
+                if let Known::Value(value, _) = known {
+                    going = visit(pending_key, value);
+                    if !going {
+                        return false;
+                    }
+                }
+                next = pending.next();
+            }
+            if let Some((pending_key, known)) = next
+                && pending_key[..] == *key
+            {
+                if let Known::Value(value, _) = known {
+                    going = visit(key, value);
+                }
+                next = pending.next();
+                return going;
+            }
+            if overlay.covered(key) {
+                return true;
+            }
+            match Row::decode_ref(stored) {
+                Ok((_, value)) => going = visit(key, &Bytes::copy_from_slice(value)),
+                Err(error) => {
+                    failed = Some(RowError::Storage(error.to_string()));
+                    return false;
+                }
+            }
+            going
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        while going && let Some((key, known)) = next {
+            if let Known::Value(value, _) = known {
+                going = visit(key, value);
+            }
+            next = pending.next();
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, key: Bytes, value: Bytes) {
+        if self.writable(&key, value.len()) {
+            self.overlay.put(key, value, self.stamp);
+        }
+    }
+
+    fn delete(&mut self, key: Bytes) {
+        if self.writable(&key, 0) {
+            self.overlay.delete(key);
+        }
+    }
+
+    fn delete_range(&mut self, range: Range<Bytes>) {
+        if range.start < self.owned.start || range.end > self.owned.end {
+            self.refused = Some("a range outside the shard");
+        } else {
+            self.overlay.delete_range(range);
+        }
+    }
+
+    fn wake(&mut self, key: Bytes) {
+        self.wakes.push(key);
+    }
+
+    fn owned(&self) -> Range<Bytes> {
+        self.owned.clone()
+    }
+}
+
+/// Rows for a read on its caller's thread: the applied state as far as the row cache has it.
+/// Whatever needs more is left to the executor.
+pub(super) struct CachedRows<'a> {
+    state: &'a ShardState,
+    owned: &'a Range<Bytes>,
+    stamp: Timestamp,
+    /// Rows looked at so far.
+    reads: usize,
+    versions: CacheVersions,
+    /// It would write (an expired key): that is the executor's.
+    writes: bool,
+}
+
+/// Counters of the changes under way in the cache; odd while one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CacheVersions {
+    /// Of any batch: the rows of one batch show one after the other.
+    pub(crate) batches: u64,
+    /// Of batches with range deletions: rows may go long before the batch is whole.
+    pub(crate) ranges: u64,
+}
+
+impl<'a> CachedRows<'a> {
+    pub(super) fn new(state: &'a ShardState, owned: &'a Range<Bytes>, stamp: Timestamp) -> Self {
+        Self {
+            state,
+            owned,
+            stamp,
+            reads: 0,
+            versions: state.cache_versions(),
+            writes: false,
+        }
+    }
+
+    /// Whether what was read was the applied state at one instant, and nothing is to be written.
+    pub(super) fn holds(&self) -> bool {
+        let now = self.state.cache_versions();
+        let (began, reads) = (self.versions, self.reads);
+        !self.writes
+            && began.ranges.is_multiple_of(2)
+            && began.ranges == now.ranges
+            && (reads < 2 || (began.batches.is_multiple_of(2) && began.batches == now.batches))
+    }
+}
+
+impl Rows for CachedRows<'_> {
+    fn commit_ts(&self) -> Timestamp {
+        self.stamp
+    }
+
+    fn random(&mut self) -> u64 {
+        rand::random()
+    }
+
+    fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, RowError> {
+        Ok(self.get_versioned(key)?.map(|(value, _)| value))
+    }
+
+    fn get_versioned(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
+        owns(self.owned, key)?;
+        self.reads += 1;
+        match self.state.get_cached(key) {
+            Some(Some(stored)) => decode(&stored).map(Some),
+            Some(None) => Ok(None),
+            None => Err(RowError::NeedsExecutor),
+        }
+    }
+
+    fn scan(
+        &mut self,
+        range: Range<Bytes>,
+        _order: ScanOrder,
+        _visit: &mut dyn FnMut(&[u8], &Bytes) -> bool,
+    ) -> Result<(), RowError> {
+        // An empty range needs nothing.
+        if range.start >= range.end {
+            return Ok(());
+        }
+        Err(RowError::NeedsExecutor)
+    }
+
+    fn put(&mut self, _key: Bytes, _value: Bytes) {
+        self.writes = true;
+    }
+
+    fn delete(&mut self, _key: Bytes) {
+        self.writes = true;
+    }
+
+    fn delete_range(&mut self, _range: Range<Bytes>) {
+        self.writes = true;
+    }
+
+    fn wake(&mut self, _key: Bytes) {}
+
+    fn owned(&self) -> Range<Bytes> {
+        self.owned.clone()
+    }
+}

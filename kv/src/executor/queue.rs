@@ -1,0 +1,228 @@
+//! The bounded queue between the callers of a shard and its executor's thread.
+//!
+//! # Invariants
+//! 1. Bounded by commands and by bytes: what does not fit is refused at once.
+//! 2. A place is given back when its command leaves for evaluation, not when it is handed over.
+//! 3. The executor is woken only if it sleeps and can go on: submitting to a busy one is a push.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use leadline_raft::Context;
+use parking_lot::{Condvar, Mutex};
+
+use super::reply::Responder;
+use super::{Once, ShardConfig};
+use crate::Operation;
+
+/// A command on its way to evaluation.
+#[derive(Debug)]
+pub(crate) struct Command {
+    pub(crate) ctx: Context,
+    pub(crate) operation: Arc<dyn Operation>,
+    pub(crate) once: Option<Once>,
+    pub(crate) size: usize,
+    pub(crate) responder: Responder,
+}
+
+#[derive(Debug)]
+struct State {
+    waiting: VecDeque<Command>,
+    /// Commands and bytes that hold a place, those in the executor's hands but not yet evaluated
+    /// included.
+    commands: usize,
+    bytes: usize,
+    /// Batches proposed and not applied.
+    in_flight: usize,
+    /// Whether batches may be built: the begin of this life is applied.
+    begun: bool,
+    closed: bool,
+    asleep: bool,
+}
+
+/// Why the executor's thread goes on.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Woken {
+    /// There are commands, and there is room for a batch.
+    Work,
+    /// The time given has come.
+    Time,
+    /// The life is over.
+    Closed,
+}
+
+/// Why a command was not taken.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Full,
+    Closed,
+}
+
+#[derive(Debug)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+    bounds: ShardConfig,
+}
+
+/// While this few batches are in flight a lone command is proposed at once; with more, only a batch
+/// of [`WORTH_IT`] commands is: it will be committed no later than if it had gone alone.
+const EAGER: usize = 2;
+const WORTH_IT: usize = 32;
+
+impl State {
+    fn room(&self, bounds: &ShardConfig) -> bool {
+        self.in_flight < EAGER.min(bounds.in_flight)
+            || (self.in_flight < bounds.in_flight && self.commands >= WORTH_IT * self.in_flight)
+    }
+
+    fn work(&self, bounds: &ShardConfig) -> bool {
+        self.begun && self.commands > 0 && self.room(bounds)
+    }
+}
+
+impl Queue {
+    pub(crate) fn new(bounds: &ShardConfig) -> Self {
+        Self {
+            state: Mutex::new(State {
+                waiting: VecDeque::new(),
+                commands: 0,
+                bytes: 0,
+                in_flight: 0,
+                begun: false,
+                closed: false,
+                asleep: false,
+            }),
+            changed: Condvar::new(),
+            bounds: bounds.clone(),
+        }
+    }
+
+    fn wake(&self, state: &mut State) -> bool {
+        let wake = state.asleep && (state.closed || state.work(&self.bounds));
+        if wake {
+            state.asleep = false;
+        }
+        wake
+    }
+
+    /// Takes commands in order, until one does not fit; gives back the refused rest.
+    pub(crate) fn push(
+        &self,
+        commands: impl IntoIterator<Item = Command>,
+    ) -> Result<(), (Refusal, Vec<Command>)> {
+        let mut refused = None;
+        let mut commands = commands.into_iter();
+        let wake = {
+            let mut state = self.state.lock();
+            for command in commands.by_ref() {
+                if state.closed {
+                    refused = Some((Refusal::Closed, command));
+                    break;
+                }
+                let bytes = state.bytes.saturating_add(command.size);
+                // A command larger than the whole budget may still go alone.
+                if state.commands >= self.bounds.queue_commands
+                    || (bytes > self.bounds.queue_bytes && state.commands > 0)
+                {
+                    refused = Some((Refusal::Full, command));
+                    break;
+                }
+                state.bytes = bytes;
+                state.commands += 1;
+                state.waiting.push_back(command);
+            }
+            self.wake(&mut state)
+        };
+        if wake {
+            self.changed.notify_one();
+        }
+        match refused {
+            None => Ok(()),
+            Some((why, first)) => Err((why, std::iter::once(first).chain(commands).collect())),
+        }
+    }
+
+    /// Waits for work, and moves what waits to the end of `backlog`.
+    pub(crate) fn next(&self, backlog: &mut VecDeque<Command>, until: Option<Instant>) -> Woken {
+        let mut state = self.state.lock();
+        loop {
+            if state.closed {
+                return Woken::Closed;
+            }
+            if state.work(&self.bounds) {
+                if backlog.is_empty() {
+                    std::mem::swap(backlog, &mut state.waiting);
+                } else {
+                    backlog.append(&mut state.waiting);
+                }
+                return Woken::Work;
+            }
+            state.asleep = true;
+            let timed_out = match until {
+                Some(until) => self.changed.wait_until(&mut state, until).timed_out(),
+                None => {
+                    self.changed.wait(&mut state);
+                    false
+                }
+            };
+            state.asleep = false;
+            if timed_out && !state.closed && !state.work(&self.bounds) {
+                return Woken::Time;
+            }
+        }
+    }
+
+    /// Waits until the life has begun; `false` when it ended first.
+    pub(crate) fn begun(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.begun && !state.closed {
+            state.asleep = true;
+            self.changed.wait(&mut state);
+            state.asleep = false;
+        }
+        !state.closed
+    }
+
+    pub(crate) fn begin(&self) {
+        self.state.lock().begun = true;
+        self.changed.notify_one();
+    }
+
+    /// Gives back the places of commands that were evaluated or dropped.
+    pub(crate) fn leave(&self, commands: usize, bytes: usize) {
+        let mut state = self.state.lock();
+        state.commands -= commands;
+        state.bytes -= bytes;
+    }
+
+    pub(crate) fn proposed(&self) {
+        self.state.lock().in_flight += 1;
+    }
+
+    /// `batches` proposals are applied.
+    pub(crate) fn applied(&self, batches: usize) {
+        let wake = {
+            let mut state = self.state.lock();
+            state.in_flight -= batches;
+            self.wake(&mut state)
+        };
+        if wake {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Takes no more commands and wakes the executor; gives back those that wait.
+    pub(crate) fn close(&self) -> VecDeque<Command> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.asleep = false;
+        self.changed.notify_one();
+        std::mem::take(&mut state.waiting)
+    }
+
+    pub(crate) fn depth(&self) -> usize {
+        self.state.lock().commands
+    }
+}

@@ -1,0 +1,376 @@
+//! The executor's thread: takes what waits, evaluates it, proposes what it changed, goes on.
+//!
+//! # Invariants
+//! 1. A command's deadline is looked at just before its evaluation; expired commands are dropped
+//!    unevaluated.
+//! 2. A batch is numbered and registered before it is proposed, and proposed in the order of its
+//!    number, under the leader id of this life.
+//! 3. After a batch could not be launched nothing more is evaluated: its effects are in the overlay
+//!    of a life that is over.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use leadline_raft::Context;
+use leadline_raft::engine::Engine;
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+
+use super::entry::{BatchWriter, encode_begin};
+use super::evaluate::ExecutorRows;
+use super::life::{Answer, Flight, Life, refuse_commands};
+use super::overlay::Overlay;
+use super::queue::{Command, Woken};
+use super::reply::Responder;
+use super::requests::{PendingRequests, Verdict};
+use super::{Once, ShardParts};
+use crate::state_machine::{OWNED, ShardState, encode_owned};
+use crate::{KvError, Operation, Route, RowError, Timestamp};
+
+/// An idle executor looks this long after its last batch whether it can let go of its overlay.
+const TIDY_AFTER: Duration = Duration::from_millis(100);
+
+/// A sweep's step may take this long.
+const SWEEP_DEADLINE: Duration = leadline_raft::FALLBACK_DEADLINE;
+
+pub(super) struct Executor<E: Engine> {
+    pub(super) engine: Arc<E>,
+    pub(super) state: Arc<ShardState>,
+    pub(super) life: Arc<Life>,
+    pub(super) parts: ShardParts,
+    /// What the shard owns if its rows do not say so yet.
+    pub(super) owned: Range<Bytes>,
+}
+
+/// The batch that is being built.
+#[derive(Default)]
+struct Batch {
+    writes: Vec<(Responder, Bytes)>,
+    reads: Vec<Answer>,
+    wakes: Vec<Bytes>,
+    stamp: Timestamp,
+    /// Commands and queue bytes taken so far.
+    commands: usize,
+    bytes: usize,
+}
+
+/// What evaluating one command came to.
+enum Evaluated {
+    /// It has effects.
+    Write(Bytes),
+    Read(Bytes),
+    Failed(KvError),
+}
+
+struct Thread<E: Engine> {
+    executor: Executor<E>,
+    owned: Range<Bytes>,
+    overlay: Overlay,
+    requests: PendingRequests,
+    random: SmallRng,
+    batch: Batch,
+    next_sweep: Instant,
+}
+
+impl<E: Engine> Executor<E> {
+    /// Lives until its life is over. Blocks.
+    pub(super) fn run(self) {
+        if !self.begin() {
+            return;
+        }
+        let applied = self.state.owned();
+        let mut thread = Thread {
+            owned: applied.clone().unwrap_or_else(|| self.owned.clone()),
+            overlay: Overlay::new(),
+            requests: PendingRequests::default(),
+            random: SmallRng::from_os_rng(),
+            batch: Batch::default(),
+            next_sweep: Instant::now() + self.parts.config.sweep_idle,
+            executor: self,
+        };
+        if applied.is_none() {
+            thread.take_ownership();
+        }
+        thread.run();
+    }
+
+    /// Proposes the begin of this life and waits until it is applied.
+    fn begin(&self) -> bool {
+        let ctx = Context::with_timeout(self.parts.config.batch_deadline);
+        let life = Arc::clone(&self.life);
+        self.engine.enqueue(
+            &ctx,
+            self.life.leader,
+            encode_begin(self.life.incarnation),
+            Box::new(move |result| {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "an executor could not begin");
+                    life.kill();
+                }
+            }),
+        );
+        self.life.queue.begun()
+    }
+}
+
+impl<E: Engine> Thread<E> {
+    fn run(&mut self) {
+        let life = Arc::clone(&self.executor.life);
+        let mut backlog = VecDeque::new();
+        loop {
+            match life.queue.next(&mut backlog, self.wake_at()) {
+                Woken::Closed => break,
+                Woken::Time => self.tidy(),
+                Woken::Work => self.evaluate_batch(&mut backlog),
+            }
+            if Instant::now() >= self.next_sweep {
+                self.sweep();
+            }
+            if !self.close_batch() {
+                break;
+            }
+        }
+        refuse_commands(backlog);
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        let tidy = (!self.overlay.is_empty()).then(|| Instant::now() + TIDY_AFTER);
+        let sweep = (!self.executor.parts.sweeps.is_empty()).then_some(self.next_sweep);
+        match (tidy, sweep) {
+            (Some(tidy), Some(sweep)) => Some(tidy.min(sweep)),
+            (tidy, sweep) => tidy.or(sweep),
+        }
+    }
+
+    fn tidy(&mut self) {
+        let applied = self.executor.life.applied();
+        self.overlay.prune(applied);
+        self.requests.prune(applied);
+    }
+
+    /// Evaluates from the front of `backlog` until the batch is full.
+    fn evaluate_batch(&mut self, backlog: &mut VecDeque<Command>) {
+        self.tidy();
+        let config = &self.executor.parts.config;
+        let (most_commands, most_bytes) = (config.batch_commands, config.batch_bytes);
+        while self.batch.commands < most_commands
+            && self.overlay.bytes() < most_bytes
+            && let Some(command) = backlog.pop_front()
+        {
+            self.batch.commands += 1;
+            self.batch.bytes += command.size;
+            self.take(command);
+        }
+        let queue = &self.executor.life.queue;
+        queue.leave(self.batch.commands, self.batch.bytes);
+        self.executor
+            .parts
+            .metrics
+            .evaluated
+            .inc_by(self.batch.commands as u64);
+    }
+
+    fn take(&mut self, command: Command) {
+        let Command {
+            ctx,
+            operation,
+            once,
+            responder,
+            ..
+        } = command;
+        if let Some(ended) = ctx.ended() {
+            self.executor.parts.metrics.expired.inc();
+            return responder.send(Err(KvError::NotApplied(ended)));
+        }
+        if !responder.claim() {
+            self.executor.parts.metrics.expired.inc();
+            return;
+        }
+        if let Some(once) = &once {
+            match self.look_up(once) {
+                Verdict::Evaluate => {}
+                Verdict::Refused(why) => return responder.send(Err(why)),
+                Verdict::Remembered(reply) => {
+                    return self.batch.reads.push(Answer {
+                        responder,
+                        reply,
+                        remembered: true,
+                    });
+                }
+            }
+        }
+        match self.evaluate(&ctx, operation.as_ref()) {
+            Evaluated::Failed(why) => responder.send(Err(why)),
+            Evaluated::Read(reply) => self.batch.reads.push(Answer {
+                responder,
+                reply,
+                remembered: false,
+            }),
+            Evaluated::Write(reply) => {
+                if let Some(once) = &once {
+                    let number = self.overlay.number();
+                    let applied = self.executor.state.requests();
+                    self.requests.remember(&applied, once, number, &reply);
+                }
+                self.batch.writes.push((responder, reply));
+            }
+        }
+    }
+
+    fn look_up(&self, once: &Once) -> Verdict {
+        let most = self.executor.parts.config.remembered;
+        let applied = self.executor.state.requests();
+        self.requests.look_up(&applied, once, most)
+    }
+
+    /// Evaluates one command over the overlay; a failed one leaves no effect.
+    fn evaluate(&mut self, ctx: &Context, operation: &dyn Operation) -> Evaluated {
+        if let Route::Keys(keys) = operation.route()
+            && keys.iter().any(|key| !self.owned.contains(key))
+        {
+            // The catalog that routed it here is behind or ahead of the shard.
+            return Evaluated::Failed(KvError::NoLeader { leader: None });
+        }
+        let stamp = self.executor.parts.hlc.next();
+        let wakes = self.batch.wakes.len();
+        self.overlay.begin_command();
+        let mut rows = ExecutorRows {
+            ctx,
+            state: &self.executor.state,
+            overlay: &mut self.overlay,
+            owned: &self.owned,
+            stamp,
+            random: &mut self.random,
+            wakes: &mut self.batch.wakes,
+            limit: self.executor.parts.config.command_bytes,
+            refused: None,
+        };
+        let result = operation.evaluate(&mut rows);
+        let failure = match (rows.refused, result) {
+            (Some(why), _) => KvError::Invalid(why.to_owned()),
+            (None, Ok(reply)) => {
+                if !self.overlay.has_effects() {
+                    self.batch.wakes.truncate(wakes);
+                    return Evaluated::Read(reply);
+                }
+                self.batch.stamp = stamp;
+                return Evaluated::Write(reply);
+            }
+            (None, Err(RowError::Refused(why))) => KvError::Invalid(why),
+            (None, Err(RowError::Storage(why))) => {
+                tracing::error!(
+                    operation = operation.name(),
+                    why,
+                    "storage failed under a command"
+                );
+                KvError::Storage(why)
+            }
+            (None, Err(RowError::NeedsExecutor)) => {
+                KvError::Storage("a command asked the executor for the executor".to_owned())
+            }
+            (None, Err(RowError::Ended)) => match ctx.ended() {
+                Some(ended) => KvError::NotApplied(ended),
+                None => KvError::Storage("a command ended before its context".to_owned()),
+            },
+        };
+        self.overlay.roll_back();
+        self.batch.wakes.truncate(wakes);
+        Evaluated::Failed(failure)
+    }
+
+    /// Proposes what the batch changed, or has its reads proved; `false` when the life is over.
+    fn close_batch(&mut self) -> bool {
+        let batch = std::mem::take(&mut self.batch);
+        if !self.overlay.batch_has_effects() {
+            if !batch.reads.is_empty() {
+                self.answer_reads(batch.reads);
+            }
+            return true;
+        }
+        self.propose(batch, |_| ())
+    }
+
+    fn answer_reads(&self, reads: Vec<Answer>) {
+        let life = &self.executor.life;
+        // Everything they saw is in the batches before the one that would come next.
+        let saw = self.overlay.number() - 1;
+        match self.executor.engine.verify_leader_now() {
+            Some(proof) if proof.leader == life.leader => life.answer_proven(reads, saw),
+            _ => life.read_later(reads, saw, saw),
+        }
+    }
+
+    fn propose(&mut self, batch: Batch, more: impl FnOnce(&mut BatchWriter)) -> bool {
+        let Executor {
+            engine,
+            life,
+            parts,
+            ..
+        } = &self.executor;
+        let number = self.overlay.number();
+        let mut out = BatchWriter::new(life.incarnation, number, self.overlay.bytes());
+        self.overlay.close_batch(&mut out);
+        self.requests.close_batch(&mut out);
+        more(&mut out);
+        let entry = out.finish(batch.stamp);
+        parts.metrics.batches.inc();
+        parts.metrics.batch_bytes.inc_by(entry.len() as u64);
+
+        // Shared by all its commands, so under a context of its own.
+        let ctx = Context::with_timeout(parts.config.batch_deadline);
+        let flight = Flight {
+            number,
+            ctx: ctx.clone(),
+            writes: batch.writes,
+            reads: batch.reads,
+            wakes: batch.wakes,
+        };
+        if !life.launch(flight) {
+            return false;
+        }
+        let settled = Arc::clone(life);
+        let done = Box::new(move |result| settled.settled(number, result));
+        engine.enqueue(&ctx, life.leader, entry, done);
+        true
+    }
+
+    /// The first batch of a new shard says what it owns.
+    fn take_ownership(&mut self) {
+        let owned = encode_owned(&self.owned);
+        let batch = Batch {
+            stamp: self.executor.parts.hlc.next(),
+            ..Batch::default()
+        };
+        self.propose(batch, |out| out.put_private(&[OWNED], &owned));
+    }
+
+    /// Runs one step of each sweep.
+    fn sweep(&mut self) {
+        let sweeps = Arc::clone(&self.executor.parts.sweeps);
+        let mut busy = false;
+        for sweep in sweeps.iter() {
+            let Some(operation) = sweep.next(&self.owned) else {
+                continue;
+            };
+            self.tidy();
+            let ctx = Context::with_timeout(SWEEP_DEADLINE);
+            match self.evaluate(&ctx, operation.as_ref()) {
+                Evaluated::Write(_) => busy = true,
+                Evaluated::Read(_) => {}
+                Evaluated::Failed(error) => {
+                    tracing::warn!(%error, sweep = operation.name(), "a sweep failed");
+                }
+            }
+        }
+        let config = &self.executor.parts.config;
+        self.next_sweep = Instant::now()
+            + if busy {
+                config.sweep_busy
+            } else {
+                config.sweep_idle
+            };
+    }
+}

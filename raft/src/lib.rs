@@ -9,19 +9,17 @@ mod error;
 pub mod grpc;
 mod ids;
 pub mod log;
+mod node;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;
-#[expect(
-    dead_code,
-    reason = "the node that dials and answers peers is not here yet"
-)]
 pub mod transport;
 mod types;
 
 pub use context::{Context, ContextGuard, DeadlineSource, Ended, FALLBACK_DEADLINE, TraceIds};
 pub use error::RaftError;
 pub use ids::{ClusterId, GroupId, LeaderId, LogIndex, NodeId, Term};
+pub use node::{Group, NodeConfig, OpenError, RaftNode};
 
 /// The largest entry that a group takes: what is proposed above it is refused before the log sees
 /// it. The transport passes entries of this size, and the log stores them.

@@ -56,6 +56,8 @@ pub(crate) enum SnapshotData {
     Source(Box<dyn SnapshotSource>),
     /// At the receiver: every chunk is written, nothing is visible yet; installing commits it.
     Sink(Box<dyn SnapshotSink>),
+    /// A snapshot that openraft only needs to know of: the state on this node's disk.
+    OnDisk,
 }
 
 /// Takes the end of one request to openraft's core. If it is dropped uncalled, so is what it owns.

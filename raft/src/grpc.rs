@@ -238,6 +238,21 @@ mod tests {
         assert_eq!(ctx.source(), DeadlineSource::Fallback);
     }
 
+    /// A body that has more to say, some day.
+    struct Unfinished;
+
+    impl http_body::Body for Unfinished {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _cx: &mut std::task::Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
     #[tokio::test]
     async fn a_client_that_leaves_cancels_its_context_before_and_during_the_answer() {
         let (told, mut heard) = tokio::sync::mpsc::channel(1);
@@ -245,7 +260,7 @@ mod tests {
             DeadlineLayer::default().layer(tower::service_fn(move |request: Request<()>| {
                 let ctx = request.extensions().get::<Context>().cloned().unwrap();
                 told.try_send(ctx).unwrap();
-                async { Ok::<_, Status>(Response::new(Body::empty())) }
+                async { Ok::<_, Status>(Response::new(Body::new(Unfinished))) }
             }));
 
         drop(service.call(Request::new(())));

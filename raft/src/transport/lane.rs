@@ -44,11 +44,14 @@ impl Class {
     }
 }
 
-/// One request and who waits for its answer. The waiter sees its sender dropped if there is none.
+/// What the peer answered, or why it did not.
+pub(super) type Answer = Result<wire::response::Body, Arc<str>>;
+
+/// One request and who waits for its answer.
 pub(super) struct Outgoing {
     pub(super) request: wire::Request,
     pub(super) bytes: usize,
-    pub(super) reply: oneshot::Sender<wire::response::Body>,
+    pub(super) reply: oneshot::Sender<Answer>,
     /// The peer's share of unacknowledged bytes, given back with the answer.
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
@@ -224,7 +227,7 @@ impl Lane {
         self.metrics.connected.set(0);
         let why: Arc<str> = match end {
             End::Stopped => {
-                queue.close();
+                queue.close(&"connections are closed".into());
                 return;
             }
             End::OtherLane => "its other connection failed".into(),
@@ -244,10 +247,10 @@ impl Lane {
             road.attempts = road.attempts.saturating_add(1);
             road.state = State::Down {
                 until: Instant::now() + backoff,
-                why,
+                why: Arc::clone(&why),
             };
         }
-        queue.close();
+        queue.close(&why);
         if self.class == Class::Consensus {
             fate.cancel();
         }
@@ -316,6 +319,7 @@ impl Lane {
                 biased;
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
+                        self.metrics.answers.inc();
                         queue.answer(frame.responses);
                     }
                     Ok(None) => return End::Failed("it closed the stream".into()),
@@ -348,7 +352,7 @@ struct Taken {
 }
 
 struct InFlight {
-    reply: oneshot::Sender<wire::response::Body>,
+    reply: oneshot::Sender<Answer>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -365,10 +369,24 @@ impl Queue {
         }
     }
 
-    /// Drops everything taken; each waiter sees that no answer comes.
-    fn close(&self) {
-        let taken = self.inner.lock().take();
-        drop(taken);
+    /// Tells everyone who waits why no answer comes.
+    fn close(&self, why: &Arc<str>) {
+        let Some(mut taken) = self.inner.lock().take() else {
+            return;
+        };
+        taken.waiting.close();
+        let waiting = std::iter::from_fn(|| taken.waiting.try_recv().ok()).map(|item| item.reply);
+        let sent = taken.in_flight.into_values().map(|sent| sent.reply);
+        for reply in taken
+            .held
+            .map(|item| item.reply)
+            .into_iter()
+            .chain(waiting)
+            .chain(sent)
+        {
+            // Who has given up does not want to know.
+            let _ = reply.send(Err(Arc::clone(why)));
+        }
     }
 
     fn answer(&self, responses: Vec<wire::Response>) {
@@ -379,7 +397,7 @@ impl Queue {
             if let Some(waiter) = taken.in_flight.remove(&response.id)
                 && let Some(body) = response.body
             {
-                let _ = waiter.reply.send(body);
+                let _ = waiter.reply.send(Ok(body));
             }
         }
         taken.owed_since = (!taken.in_flight.is_empty()).then(Instant::now);

@@ -24,6 +24,7 @@ struct Direction {
 pub struct TransportMetrics {
     frames: Family<PeerLabels, Counter>,
     requests: Family<PeerLabels, Counter>,
+    answers: Family<PeerLabels, Counter>,
     dropped_full: Family<PeerLabels, Counter>,
     closed: Family<PeerLabels, Counter>,
     dials: Family<PeerLabels, Counter>,
@@ -43,6 +44,11 @@ impl TransportMetrics {
             self.frames.clone(),
         );
         registry.register("requests", "Requests sent to a peer", self.requests.clone());
+        registry.register(
+            "answers",
+            "Messages with answers from a peer, each with everything that had ended",
+            self.answers.clone(),
+        );
         registry.register(
             "dropped_full",
             "Requests dropped because the peer's queue was full",
@@ -85,6 +91,7 @@ impl TransportMetrics {
         LaneMetrics {
             frames: self.frames.get_or_create(&labels).clone(),
             requests: self.requests.get_or_create(&labels).clone(),
+            answers: self.answers.get_or_create(&labels).clone(),
             dropped_full: self.dropped_full.get_or_create(&labels).clone(),
             closed: self.closed.get_or_create(&labels).clone(),
             dials: self.dials.get_or_create(&labels).clone(),
@@ -114,6 +121,7 @@ impl TransportMetrics {
 pub(super) struct LaneMetrics {
     pub(super) frames: Counter,
     pub(super) requests: Counter,
+    pub(super) answers: Counter,
     pub(super) dropped_full: Counter,
     pub(super) closed: Counter,
     pub(super) dials: Counter,

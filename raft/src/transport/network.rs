@@ -24,7 +24,7 @@ use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::lane::{Class, Outgoing};
+use super::lane::{Answer, Class, Outgoing};
 use super::wire::{self, AppendPart};
 use super::{BUDGET_UNIT, Peer, PeerError, Pool, Refused, snapshot};
 use crate::types::{self, LogId, Snapshot, SnapshotData, TypeConfig, Vote};
@@ -124,7 +124,7 @@ impl GroupNetwork {
         bytes: usize,
         permit: Option<OwnedSemaphorePermit>,
         wait: Duration,
-    ) -> Result<oneshot::Receiver<wire::response::Body>, PeerError> {
+    ) -> Result<oneshot::Receiver<Answer>, PeerError> {
         let lane = self.peer.lane(class);
         let urgent = !matches!(body, wire::request::Body::Append(_));
         let (reply, answer) = oneshot::channel();
@@ -150,16 +150,17 @@ impl GroupNetwork {
     /// Waits for an answer until `until`.
     async fn answer(
         &self,
-        answer: &mut oneshot::Receiver<wire::response::Body>,
+        answer: &mut oneshot::Receiver<Answer>,
         until: Instant,
     ) -> Result<wire::response::Body, PeerError> {
         match timeout_at(until, answer).await {
-            Ok(Ok(wire::response::Body::Refused(why))) => Err(self.refused(why)),
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(_)) => Err(PeerError::Unreachable {
+            Ok(Ok(Ok(wire::response::Body::Refused(why)))) => Err(self.refused(why)),
+            Ok(Ok(Ok(body))) => Ok(body),
+            Ok(Ok(Err(why))) => Err(PeerError::Unreachable {
                 node: self.node(),
-                why: "the connection broke".into(),
+                why,
             }),
+            Ok(Err(_)) => Err(PeerError::Closed),
             Err(_) => Err(PeerError::Silent { node: self.node() }),
         }
     }
@@ -315,7 +316,7 @@ struct Appends<'s, S> {
 }
 
 struct InFlight {
-    answer: oneshot::Receiver<wire::response::Body>,
+    answer: oneshot::Receiver<Answer>,
     prev: Option<LogId>,
     last: Option<LogId>,
 }

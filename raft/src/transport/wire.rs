@@ -64,16 +64,13 @@ pub(super) fn log_id_out(id: LogId) -> generated::LogId {
 }
 
 pub(super) fn log_id_in(id: generated::LogId) -> LogId {
-    LogId::new(
-        openraft::vote::RaftLeaderId::to_committed(&openraft::impls::leader_id_std::LeaderId::<
-            u64,
-            u64,
-        > {
-            term: id.term,
-            voted_for: 0,
-        }),
-        id.index,
-    )
+    log_id(id.term, id.index)
+}
+
+pub(super) fn log_id(term: u64, index: u64) -> LogId {
+    // A log id names a leader by its term alone.
+    let leader = openraft::impls::leader_id_std::LeaderId::<u64, u64> { term, voted_for: 0 };
+    LogId::new(openraft::vote::RaftLeaderId::to_committed(&leader), index)
 }
 
 fn entry_out(entry: Entry) -> Result<generated::Entry, Refused> {
@@ -102,10 +99,7 @@ fn entry_in(entry: generated::Entry) -> Result<Entry, Malformed> {
         ),
     };
     Ok(Entry {
-        log_id: log_id_in(generated::LogId {
-            term: entry.term,
-            index: entry.index,
-        }),
+        log_id: log_id(entry.term, entry.index),
         payload,
     })
 }

@@ -40,7 +40,7 @@ use crate::types::{Answer, LogId, Payload, TypeConfig};
 use crate::{Context, GroupId, LeaderId, LogIndex, NodeId, RaftError, Term};
 
 use super::pending::{Pending, Ticket};
-use super::proof::{Applied, Observed, Proofs, SystemBootClock};
+use super::proof::{Applied, Observed, Proofs};
 use super::read_index::{ReadIndexQueue, Round, Rounds};
 use super::settings::Settings;
 use super::state::StateAdapter;
@@ -125,7 +125,7 @@ impl Group {
             raft: ArcSwapOption::empty(),
             applied: Arc::default(),
             tail: Arc::default(),
-            proofs: Proofs::new(node, lease, SystemBootClock),
+            proofs: Proofs::new(node, lease, settings.clock.clone()),
             reads: ReadIndexQueue::default(),
             pending: Pending::new(settings.bounds),
             leadership: watch::channel(Leadership::Unknown).0,

@@ -14,6 +14,7 @@
 //! Reading a proof takes a few atomic loads (and a clock, for the lease): it is on the path of
 //! every read.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -30,12 +31,13 @@ const DRIFT: u32 = 10;
 const SUSPENDED: Duration = Duration::from_millis(5);
 
 /// A monotonic clock that goes on while the machine is suspended.
-pub(crate) trait BootClock: Send + Sync {
+pub(crate) trait BootClock: Send + Sync + std::fmt::Debug {
     /// Since boot.
     fn now(&self) -> Duration;
 }
 
 /// `CLOCK_BOOTTIME`.
+#[derive(Debug)]
 pub(crate) struct SystemBootClock;
 
 impl BootClock for SystemBootClock {
@@ -94,11 +96,11 @@ struct Fences {
 }
 
 /// The proofs of one group on this node.
-pub(crate) struct Proofs<C = SystemBootClock> {
+pub(crate) struct Proofs {
     node: NodeId,
     /// Zero where leases are off.
     lease: Duration,
-    clock: C,
+    clock: Arc<dyn BootClock>,
     /// An instant and its boot time's zero, to compare the clocks by.
     origin: Instant,
     /// The term in which this node is the only voter and leads; 0: none.
@@ -110,9 +112,9 @@ pub(crate) struct Proofs<C = SystemBootClock> {
     fences: Mutex<Fences>,
 }
 
-impl<C: BootClock> Proofs<C> {
+impl Proofs {
     /// `lease` is how long followers refuse to elect another leader; `None`: no lease reads.
-    pub(crate) fn new(node: NodeId, lease: Option<Duration>, clock: C) -> Self {
+    pub(crate) fn new(node: NodeId, lease: Option<Duration>, clock: Arc<dyn BootClock>) -> Self {
         Self {
             node,
             lease: lease.map_or(Duration::ZERO, |lease| lease - lease / DRIFT),
@@ -235,22 +237,23 @@ mod tests {
     const LEASE: Duration = Duration::from_millis(1000);
 
     /// Follows tokio's paused clock, ahead by what a test added.
+    #[derive(Debug)]
     struct TestClock {
         origin: Instant,
         ahead: Mutex<Duration>,
     }
 
-    impl BootClock for &TestClock {
+    impl BootClock for TestClock {
         fn now(&self) -> Duration {
             Duration::from_secs(100) + self.origin.elapsed() + *self.ahead.lock()
         }
     }
 
-    fn clock() -> TestClock {
-        TestClock {
+    fn clock() -> Arc<TestClock> {
+        Arc::new(TestClock {
             origin: Instant::now(),
             ahead: Mutex::default(),
-        }
+        })
     }
 
     fn leader(term: u64, acked: Option<Instant>) -> Observed {
@@ -278,7 +281,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_only_voter_proves_leadership_once_an_entry_of_its_term_is_applied() {
         let clock = clock();
-        let proofs = Proofs::new(NodeId(1), None, &clock);
+        let proofs = Proofs::new(NodeId(1), None, clock.clone());
         proofs.observe(Some(&sole(3)));
         assert_eq!(proofs.now(&applied(2, 10)), None);
         let proof = proofs.now(&applied(3, 11)).unwrap();
@@ -290,7 +293,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_fence_holds_against_what_was_seen_before_it() {
         let clock = clock();
-        let proofs = Proofs::new(NodeId(1), None, &clock);
+        let proofs = Proofs::new(NodeId(1), None, clock.clone());
         proofs.observe(Some(&sole(3)));
         proofs.fence_sole(Term(3));
         assert_eq!(proofs.now(&applied(3, 11)), None);
@@ -303,7 +306,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_runs_from_the_sending_and_ends_a_margin_early() {
         let clock = clock();
-        let proofs = Proofs::new(NodeId(1), Some(LEASE), &clock);
+        let proofs = Proofs::new(NodeId(1), Some(LEASE), clock.clone());
         let sent = Instant::now();
         tokio::time::advance(Duration::from_millis(300)).await;
         proofs.observe(Some(&leader(2, Some(sent))));
@@ -316,7 +319,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lease_given_up_stays_given_up_in_that_term() {
         let clock = clock();
-        let proofs = Proofs::new(NodeId(1), Some(LEASE), &clock);
+        let proofs = Proofs::new(NodeId(1), Some(LEASE), clock.clone());
         proofs.observe(Some(&leader(2, Some(Instant::now()))));
         assert!(proofs.now(&applied(2, 5)).is_some());
         proofs.fence_lease(Term(2));
@@ -330,7 +333,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn suspend_ends_the_lease_and_discounts_what_was_sent_before_it() {
         let clock = clock();
-        let proofs = Proofs::new(NodeId(1), Some(LEASE), &clock);
+        let proofs = Proofs::new(NodeId(1), Some(LEASE), clock.clone());
         let sent = Instant::now();
         proofs.observe(Some(&leader(2, Some(sent))));
         *clock.ahead.lock() += Duration::from_secs(60);
@@ -345,7 +348,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn without_leases_an_acknowledged_leader_proves_nothing() {
         let clock = clock();
-        let proofs = Proofs::new(NodeId(1), None, &clock);
+        let proofs = Proofs::new(NodeId(1), None, clock.clone());
         proofs.observe(Some(&leader(2, Some(Instant::now()))));
         assert_eq!(proofs.now(&applied(2, 5)), None);
     }
@@ -353,7 +356,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn losing_leadership_withdraws_the_lease() {
         let clock = clock();
-        let proofs = Proofs::new(NodeId(1), Some(LEASE), &clock);
+        let proofs = Proofs::new(NodeId(1), Some(LEASE), clock.clone());
         proofs.observe(Some(&leader(2, Some(Instant::now()))));
         proofs.observe(None);
         assert_eq!(proofs.now(&applied(2, 5)), None);

@@ -13,6 +13,7 @@ use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
 use crate::engine::{ReadMode, Timing};
 
 use super::pending::Bounds;
+use super::proof::{BootClock, SystemBootClock};
 
 /// Proposals in flight per group: far below what openraft's channel takes, which so never fills.
 const BOUNDS: Bounds = Bounds {
@@ -32,6 +33,7 @@ pub(crate) struct Settings {
     /// Log kept after a flush, over all groups.
     pub(crate) tail_bytes: u64,
     pub(crate) bounds: Bounds,
+    pub(crate) clock: Arc<dyn BootClock>,
 }
 
 impl Settings {
@@ -42,6 +44,7 @@ impl Settings {
             max_entry_bytes: crate::MAX_ENTRY_BYTES,
             tail_bytes,
             bounds: BOUNDS,
+            clock: Arc::new(SystemBootClock),
         }
     }
 

@@ -101,6 +101,11 @@ impl GroupLog {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn tail_bytes(&self) -> usize {
+        self.group.state.lock().view.tail_bytes()
+    }
+
     /// The entries of `range` that the log has, until they are [`READ_BYTES`] together; at least one,
     /// if it has any.
     async fn read_some(&self, range: Range<u64>) -> io::Result<Vec<Entry>> {

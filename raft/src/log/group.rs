@@ -305,23 +305,18 @@ impl View {
         Some(record::log_id(*term, index))
     }
 
-    /// The first log id of each term in `range`, and the last one.
+    /// The last log id of each term in `range`.
     pub(super) fn key_log_ids(&self, range: Range<u64>) -> Vec<LogId> {
         let range = range.start.max(self.first)..range.end.min(self.end);
         if range.is_empty() {
             return Vec::new();
         }
-        let mut keys: Vec<LogId> = self.log_id(range.start).into_iter().collect();
-        for (first, term) in &self.terms {
-            if range.contains(first) && *first != range.start {
-                keys.push(record::log_id(*term, *first));
-            }
-        }
-        let last = self.log_id(range.end - 1);
-        if keys.last() != last.as_ref() {
-            keys.extend(last);
-        }
-        keys
+        let nexts = self.terms.iter().skip(1).map(|(first, _)| *first);
+        nexts
+            .filter(|next| *next > range.start && *next < range.end)
+            .chain([range.end])
+            .filter_map(|next| self.log_id(next - 1))
+            .collect()
     }
 
     /// Adds `entries` to the end.

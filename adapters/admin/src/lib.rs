@@ -1,1 +1,132 @@
-//! Placeholder.
+//! The admin door: a JSON API, and the web page that shows it.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `/` | the page, embedded in the binary; it asks nobody but this node |
+//! | `/api/v1/overview` | the cluster as this node could collect it within the request's deadline |
+//! | `/api/v1/node` | this node: id, version, readiness |
+//! | `/api/v1/metrics` | this node's metrics as JSON: families, samples, labels |
+//!
+//! Read only. Errors are JSON too: `{"error": …, "outcome": "not applied" | "unknown"}`.
+
+mod families;
+mod page;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use leadline_http::{NodeView, request_context};
+use leadline_kv::{KvError, Outcome};
+use prometheus_client::registry::Registry;
+use serde_json::json;
+
+/// What the admin door answers from.
+#[derive(Clone)]
+pub struct Admin {
+    node: Arc<dyn NodeView>,
+    registry: Arc<Registry>,
+    fallback: Duration,
+}
+
+impl Admin {
+    /// `fallback` is the deadline of a request that brings none.
+    #[must_use]
+    pub fn new(node: Arc<dyn NodeView>, registry: Arc<Registry>, fallback: Duration) -> Self {
+        Self {
+            node,
+            registry,
+            fallback,
+        }
+    }
+
+    /// The API and the page.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/api/v1/overview", get(overview))
+            .route("/api/v1/node", get(node))
+            .route("/api/v1/metrics", get(metrics))
+            .route("/api/{*rest}", get(no_such_call))
+            .route("/", get(page::index))
+            .route("/{*path}", get(page::file))
+            .with_state(self)
+    }
+}
+
+fn fresh(answer: impl IntoResponse) -> Response {
+    let mut response = answer.into_response();
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+fn failure(status: StatusCode, text: &str, outcome: Outcome) -> Response {
+    let outcome = match outcome {
+        Outcome::NotApplied => "not applied",
+        Outcome::Unknown => "unknown",
+    };
+    fresh((status, Json(json!({ "error": text, "outcome": outcome }))))
+}
+
+async fn overview(State(admin): State<Admin>, request: Request) -> Response {
+    let (parts, _body) = request.into_parts();
+    let ctx = match request_context(&parts, admin.fallback) {
+        Ok(ctx) => ctx,
+        Err(error) => {
+            return failure(
+                StatusCode::BAD_REQUEST,
+                &error.to_string(),
+                Outcome::NotApplied,
+            );
+        }
+    };
+    // Dropped with the handler, which is dropped with the connection.
+    let _gone = ctx.guard();
+    match admin.node.overview(&ctx).await {
+        Ok(overview) => fresh(Json(overview)),
+        Err(error) => failure(status_of(&error), &error.to_string(), error.outcome()),
+    }
+}
+
+fn status_of(error: &KvError) -> StatusCode {
+    match error {
+        KvError::NoLeader { .. }
+        | KvError::Overloaded { .. }
+        | KvError::NotApplied(_)
+        | KvError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        KvError::CrossShard | KvError::Invalid(_) => StatusCode::BAD_REQUEST,
+        KvError::Unknown(_) | KvError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+async fn node(State(admin): State<Admin>) -> Response {
+    fresh(Json(json!({
+        "node": admin.node.node(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "readiness": admin.node.readiness(),
+    })))
+}
+
+async fn metrics(State(admin): State<Admin>) -> Response {
+    match families::collect(&admin.registry) {
+        Ok(families) => fresh(Json(json!({ "families": families }))),
+        Err(error) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &format!("the metrics could not be read: {error}"),
+            Outcome::NotApplied,
+        ),
+    }
+}
+
+async fn no_such_call() -> Response {
+    failure(
+        StatusCode::NOT_FOUND,
+        "no such call: there are /api/v1/overview, /api/v1/node and /api/v1/metrics",
+        Outcome::NotApplied,
+    )
+}

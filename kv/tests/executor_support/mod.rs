@@ -18,34 +18,36 @@ use leadline_kv::storage::{EngineKind, Store, StoreOptions};
 use leadline_kv::{
     Access, Door, KvError, Operation, PendingReply, RequestId, Route, RowError, Rows, ScanOrder,
 };
-use leadline_raft::engine::StateMachines;
+use leadline_raft::engine::{
+    CommittedEntry, SnapshotSink, SnapshotSource, StateError, StateMachine, StateMachines,
+};
 use leadline_raft::testing::SimEngine;
 use leadline_raft::{Context, GroupId, NodeId};
 use parking_lot::Mutex;
 
-pub const GROUP: GroupId = GroupId(1);
-pub const NODE: NodeId = NodeId(1);
+pub(crate) const GROUP: GroupId = GroupId(1);
+pub(crate) const NODE: NodeId = NodeId(1);
 
-pub fn key(name: &str) -> Bytes {
+pub(crate) fn key(name: &str) -> Bytes {
     let mut key = BytesMut::from(&[0x10u8][..]);
     key.extend_from_slice(name.as_bytes());
     key.freeze()
 }
 
 /// What the shard of these tests owns.
-pub fn owned() -> Range<Bytes> {
+pub(crate) fn owned() -> Range<Bytes> {
     Bytes::from_static(&[0x10])..Bytes::from_static(&[0x20])
 }
 
 /// What a test command does. Numbers are stored as decimal text.
 #[derive(Clone, Debug)]
-pub enum What {
+pub(crate) enum What {
     Get,
     Set(Bytes),
     SetNx(Bytes),
     Del,
     Incr,
-    /// Adds to this key and to the other, or fails in between.
+    /// Adds to this key, whose sum it replies, and to the other; or fails in between.
     IncrBoth(Bytes, Option<RowError>),
     /// Both values, in one read.
     GetBoth(Bytes),
@@ -62,15 +64,15 @@ pub enum What {
 
 /// A command on one key.
 #[derive(Debug)]
-pub struct Command {
-    pub what: What,
-    pub keys: Vec<Bytes>,
+pub(crate) struct Command {
+    pub(crate) what: What,
+    pub(crate) keys: Vec<Bytes>,
     /// Threads it was evaluated on, by name.
-    pub evaluated: Mutex<Vec<String>>,
+    pub(crate) evaluated: Mutex<Vec<String>>,
 }
 
 impl Command {
-    pub fn new(name: &str, what: What) -> Arc<Self> {
+    pub(crate) fn new(name: &str, what: What) -> Arc<Self> {
         Arc::new(Self {
             what,
             keys: vec![key(name)],
@@ -78,7 +80,7 @@ impl Command {
         })
     }
 
-    pub fn evaluations(&self) -> usize {
+    pub(crate) fn evaluations(&self) -> usize {
         self.evaluated.lock().len()
     }
 }
@@ -176,8 +178,8 @@ impl Command {
                 if let Some(error) = fail {
                     return Err(error.clone());
                 }
-                let sum = number(rows.get(other)?) + 1;
-                rows.put(other.clone(), text(sum));
+                let other_sum = number(rows.get(other)?) + 1;
+                rows.put(other.clone(), text(other_sum));
                 text(sum)
             }
             What::GetBoth(other) => {
@@ -217,32 +219,68 @@ impl Command {
     }
 }
 
+/// A state machine that keeps the log it is given.
+pub(crate) struct Recorder {
+    machine: Arc<dyn StateMachine>,
+    log: Arc<Mutex<Vec<CommittedEntry>>>,
+}
+
+impl StateMachine for Recorder {
+    fn applied(&self) -> Result<Option<Bytes>, StateError> {
+        self.machine.applied()
+    }
+
+    fn apply(&self, entries: Vec<CommittedEntry>) -> Result<Vec<Bytes>, StateError> {
+        self.log.lock().extend(entries.iter().cloned());
+        self.machine.apply(entries)
+    }
+
+    fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, StateError> {
+        self.machine.snapshot()
+    }
+
+    fn begin_install(&self) -> Result<Box<dyn SnapshotSink>, StateError> {
+        self.machine.begin_install()
+    }
+
+    fn flush(&self) -> Result<Option<Bytes>, StateError> {
+        self.machine.flush()
+    }
+}
+
+/// An empty store in memory, and the directory that must outlive it.
+pub(crate) fn memory_store() -> (Arc<Store>, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        engine: EngineKind::Memory,
+        ..StoreOptions::default()
+    };
+    (Store::open(dir.path(), options).unwrap().store, dir)
+}
+
 /// A node with one shard.
-pub struct Node {
-    pub store: Arc<Store>,
-    pub machines: Arc<ShardStateMachines>,
-    pub state: Arc<ShardState>,
-    pub engine: Arc<SimEngine>,
-    pub shard: Arc<Shard<SimEngine>>,
+pub(crate) struct Node {
+    pub(crate) store: Arc<Store>,
+    pub(crate) machines: Arc<ShardStateMachines>,
+    pub(crate) state: Arc<ShardState>,
+    pub(crate) engine: Arc<SimEngine>,
+    pub(crate) shard: Arc<Shard<SimEngine>>,
     /// The wall clock, in milliseconds.
-    pub wall: Arc<AtomicU64>,
-    pub hlc: Arc<Hlc>,
+    pub(crate) wall: Arc<AtomicU64>,
+    pub(crate) hlc: Arc<Hlc>,
+    /// Everything that was committed.
+    pub(crate) log: Arc<Mutex<Vec<CommittedEntry>>>,
     _dir: tempfile::TempDir,
 }
 
 impl Node {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(ShardConfig::default(), Arc::new([]))
     }
 
-    pub fn with(config: ShardConfig, sweeps: Arc<[Arc<dyn Sweep>]>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let options = StoreOptions {
-            engine: EngineKind::Memory,
-            ..StoreOptions::default()
-        };
-        let store = Store::open(dir.path(), options).unwrap().store;
-        Self::over(store, dir, config, sweeps)
+    pub(crate) fn with(config: ShardConfig, sweeps: Arc<[Arc<dyn Sweep>]>) -> Self {
+        let (store, dir) = memory_store();
+        Self::over(store, dir, config, sweeps, Arc::default())
     }
 
     fn over(
@@ -250,6 +288,7 @@ impl Node {
         dir: tempfile::TempDir,
         config: ShardConfig,
         sweeps: Arc<[Arc<dyn Sweep>]>,
+        log: Arc<Mutex<Vec<CommittedEntry>>>,
     ) -> Self {
         let wall = Arc::new(AtomicU64::new(1_000));
         let clock = Arc::clone(&wall);
@@ -259,7 +298,11 @@ impl Node {
             Arc::clone(&hlc),
         ));
         let state = machines.state(GROUP).unwrap();
-        let engine = SimEngine::new(GROUP, NODE, machines.open(GROUP).unwrap());
+        let recorder = Recorder {
+            machine: machines.open(GROUP).unwrap(),
+            log: Arc::clone(&log),
+        };
+        let engine = SimEngine::new(GROUP, NODE, Arc::new(recorder));
         let parts = ShardParts {
             config,
             hlc: Arc::clone(&hlc),
@@ -275,12 +318,13 @@ impl Node {
             shard,
             wall,
             hlc,
+            log,
             _dir: dir,
         }
     }
 
     /// The process ends and starts again over the same storage.
-    pub async fn restart(self, config: ShardConfig) -> Self {
+    pub(crate) async fn restart(self, config: ShardConfig) -> Self {
         self.shard.shutdown(&Context::fallback()).await;
         let Self {
             store,
@@ -288,15 +332,16 @@ impl Node {
             engine,
             machines,
             state,
+            log,
             _dir,
             ..
         } = self;
         drop((shard, engine, machines, state));
-        Self::over(store, _dir, config, Arc::new([]))
+        Self::over(store, _dir, config, Arc::new([]), log)
     }
 
     /// Waits until an executor has begun and said what the shard owns.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let ctx = Context::fallback();
         loop {
             match self.submit(&ctx, &Command::new("ready", What::Incr)).await {
@@ -307,11 +352,16 @@ impl Node {
         }
     }
 
-    pub fn submit(&self, ctx: &Context, command: &Arc<Command>) -> PendingReply {
+    pub(crate) fn submit(&self, ctx: &Context, command: &Arc<Command>) -> PendingReply {
         self.shard.submit(ctx, submission(command))
     }
 
-    pub fn submit_once(&self, ctx: &Context, command: &Arc<Command>, once: Once) -> PendingReply {
+    pub(crate) fn submit_once(
+        &self,
+        ctx: &Context,
+        command: &Arc<Command>,
+        once: Once,
+    ) -> PendingReply {
         let submission = Submission {
             once: Some(once),
             ..submission(command)
@@ -319,22 +369,28 @@ impl Node {
         self.shard.submit(ctx, submission)
     }
 
-    pub async fn run(&self, name: &str, what: What) -> Result<Bytes, KvError> {
+    pub(crate) async fn run(&self, name: &str, what: What) -> Result<Bytes, KvError> {
         self.submit(&Context::fallback(), &Command::new(name, what))
             .await
     }
 
-    pub async fn get(&self, name: &str) -> Bytes {
-        self.run(name, What::Get).await.unwrap()
+    /// The value of a row, as soon as there is an executor to say.
+    pub(crate) async fn get(&self, name: &str) -> Bytes {
+        loop {
+            match self.run(name, What::Get).await {
+                Err(KvError::NoLeader { .. }) => tokio::task::yield_now().await,
+                reply => return reply.unwrap(),
+            }
+        }
     }
 
     /// Every row of the group with its key, headers and private rows included.
-    pub fn all_rows(&self) -> Vec<(Bytes, Bytes)> {
+    pub(crate) fn all_rows(&self) -> Vec<(Bytes, Bytes)> {
         rows_of(&self.store)
     }
 }
 
-pub fn rows_of(store: &Arc<Store>) -> Vec<(Bytes, Bytes)> {
+pub(crate) fn rows_of(store: &Arc<Store>) -> Vec<(Bytes, Bytes)> {
     let mut rows = Vec::new();
     let group = store.group(GROUP).unwrap();
     group
@@ -350,7 +406,7 @@ pub fn rows_of(store: &Arc<Store>) -> Vec<(Bytes, Bytes)> {
     rows
 }
 
-pub fn submission(command: &Arc<Command>) -> Submission {
+pub(crate) fn submission(command: &Arc<Command>) -> Submission {
     Submission {
         operation: Arc::clone(command) as Arc<dyn Operation>,
         order: Order::Free,
@@ -358,7 +414,7 @@ pub fn submission(command: &Arc<Command>) -> Submission {
     }
 }
 
-pub fn once(number: u64, lowest_open: u64) -> Once {
+pub(crate) fn once(number: u64, lowest_open: u64) -> Once {
     Once {
         id: RequestId { session: 7, number },
         lowest_open,
@@ -366,6 +422,6 @@ pub fn once(number: u64, lowest_open: u64) -> Once {
 }
 
 /// A context for what must not take long.
-pub fn soon() -> Context {
+pub(crate) fn soon() -> Context {
     Context::with_timeout(Duration::from_secs(10))
 }

@@ -10,20 +10,21 @@
 //! 4. When a session is over, its tasks and sockets are too: all of them run under one token.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context as Wake, Poll};
+use std::task::{Context as Wake, Poll, Waker};
 use std::time::Duration;
 
 use futures::Stream;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{Instant, MissedTickBehavior, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::metrics::LaneMetrics;
 use super::wire;
-use super::{Link, PeerError, dial};
+use super::{Haste, Link, PeerError, dial};
 use crate::NodeId;
 
 /// Which requests share a lane.
@@ -51,6 +52,8 @@ pub(super) type Answer = Result<wire::response::Body, Arc<str>>;
 pub(super) struct Outgoing {
     pub(super) request: wire::Request,
     pub(super) bytes: usize,
+    /// May wait a little for others, to go in one message with them, unless this says otherwise.
+    pub(super) patient: Option<Haste>,
     pub(super) reply: oneshot::Sender<Answer>,
     /// The peer's share of unacknowledged bytes, given back with the answer.
     pub(super) permit: Option<OwnedSemaphorePermit>,
@@ -97,7 +100,10 @@ enum State {
     /// Nothing to say so far, or the last session ended well.
     Idle,
     /// A session's task runs: connecting or connected.
-    Open(mpsc::Sender<Outgoing>),
+    Open {
+        waiting: mpsc::Sender<Outgoing>,
+        queue: Arc<Queue>,
+    },
     /// The last attempt failed; the next may begin at `until`.
     Down { until: Instant, why: Arc<str> },
 }
@@ -179,16 +185,20 @@ impl Lane {
             if self.remote.gone.is_cancelled() {
                 return Err(PeerError::Closed);
             }
-            let (tx, rx) = mpsc::channel(self.link.limits.queue);
-            road.state = State::Open(tx);
+            let (waiting, taken) = mpsc::channel(self.link.limits.queue);
+            let queue = Arc::new(Queue::new(taken));
+            road.state = State::Open {
+                waiting,
+                queue: Arc::clone(&queue),
+            };
             road.dialled = Some(Instant::now());
             self.metrics.dials.inc();
-            self.link.tasks.spawn(Arc::clone(self).run(rx));
+            self.link.tasks.spawn(Arc::clone(self).run(queue));
         }
-        let State::Open(queue) = &road.state else {
+        let State::Open { waiting, .. } = &road.state else {
             unreachable!("the lane was opened above");
         };
-        match queue.try_send(item) {
+        match waiting.try_send(item) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.metrics.dropped_full.inc();
@@ -203,8 +213,16 @@ impl Lane {
         }
     }
 
+    /// Sends what waits for company.
+    pub(super) fn hurry(&self) {
+        let road = self.road.lock();
+        if let State::Open { queue, .. } = &road.state {
+            queue.hurry();
+        }
+    }
+
     /// One session, from dialling to its end, whatever that is.
-    async fn run(self: Arc<Self>, queue: mpsc::Receiver<Outgoing>) {
+    async fn run(self: Arc<Self>, queue: Arc<Queue>) {
         let fate = {
             let mut fate = self.remote.fate.lock();
             if fate.is_cancelled() {
@@ -215,7 +233,6 @@ impl Lane {
         // Every task of the connection runs under this token (invariant 4).
         let alive = CancellationToken::new();
         let _ends = alive.clone().drop_guard();
-        let queue = Arc::new(Queue::new(queue));
 
         let end = tokio::select! {
             biased;
@@ -289,6 +306,8 @@ impl Lane {
             hello: Some(self.link.hello(self.remote.node)),
             queue: Arc::clone(queue),
             frame_bytes: limits.frame_bytes,
+            gather: limits.gather,
+            alarm: Box::pin(sleep_until(Instant::now())),
             metrics: self.metrics.clone(),
         };
         let opened = timeout(limits.handshake, async {
@@ -342,8 +361,13 @@ struct Queue {
 
 struct Taken {
     waiting: mpsc::Receiver<Outgoing>,
-    /// Taken from `waiting`, too large for the frame before it.
-    held: Option<Outgoing>,
+    /// Taken from `waiting` for the next frame.
+    gathered: Vec<Outgoing>,
+    gathered_bytes: usize,
+    /// When `gathered` goes at the latest. At once with the first that is not patient.
+    go_at: Option<Instant>,
+    /// Of the connection, while it waits for `go_at`.
+    waker: Option<Waker>,
     in_flight: HashMap<u64, InFlight>,
     next_id: u64,
     /// Since when the peer owes us a word: the first request after its last answer. Callers that
@@ -361,7 +385,10 @@ impl Queue {
         Self {
             inner: Mutex::new(Some(Taken {
                 waiting,
-                held: None,
+                gathered: Vec::new(),
+                gathered_bytes: 0,
+                go_at: None,
+                waker: None,
                 in_flight: HashMap::new(),
                 next_id: 1,
                 owed_since: None,
@@ -376,16 +403,21 @@ impl Queue {
         };
         taken.waiting.close();
         let waiting = std::iter::from_fn(|| taken.waiting.try_recv().ok()).map(|item| item.reply);
+        let gathered = taken.gathered.into_iter().map(|item| item.reply);
         let sent = taken.in_flight.into_values().map(|sent| sent.reply);
-        for reply in taken
-            .held
-            .map(|item| item.reply)
-            .into_iter()
-            .chain(waiting)
-            .chain(sent)
-        {
+        for reply in gathered.chain(waiting).chain(sent) {
             // Who has given up does not want to know.
             let _ = reply.send(Err(Arc::clone(why)));
+        }
+    }
+
+    fn hurry(&self) {
+        let mut inner = self.inner.lock();
+        if let Some(taken) = inner.as_mut()
+            && let Some(waker) = taken.waker.take()
+        {
+            taken.go_at = Some(Instant::now());
+            waker.wake();
         }
     }
 
@@ -423,6 +455,9 @@ struct Outbound {
     hello: Option<wire::Hello>,
     queue: Arc<Queue>,
     frame_bytes: usize,
+    /// How long patient requests wait for others.
+    gather: Duration,
+    alarm: Pin<Box<Sleep>>,
     metrics: LaneMetrics,
 }
 
@@ -434,55 +469,88 @@ impl Stream for Outbound {
     type Item = wire::Frame;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Wake<'_>) -> Poll<Option<wire::Frame>> {
-        if let Some(hello) = self.hello.take() {
+        let this = &mut *self;
+        if let Some(hello) = this.hello.take() {
             return Poll::Ready(Some(wire::Frame {
                 hello: Some(hello),
                 ..wire::Frame::default()
             }));
         }
-        let mut inner = self.queue.inner.lock();
+        let mut inner = this.queue.inner.lock();
         let Some(taken) = inner.as_mut() else {
             return Poll::Ready(None);
         };
-        let mut requests = Vec::new();
-        let mut bytes = 0;
-        while requests.len() < FRAME_REQUESTS {
-            let mut item = match taken.held.take() {
-                Some(held) => held,
-                None => match taken.waiting.poll_recv(cx) {
-                    Poll::Ready(Some(item)) => item,
-                    Poll::Ready(None) if requests.is_empty() => return Poll::Ready(None),
-                    Poll::Pending if requests.is_empty() => return Poll::Pending,
-                    Poll::Ready(None) | Poll::Pending => break,
-                },
-            };
-            if item.reply.is_closed() {
-                continue;
-            }
-            if bytes + item.bytes > self.frame_bytes && !requests.is_empty() {
-                taken.held = Some(item);
-                break;
-            }
-            bytes += item.bytes;
-            let id = taken.next_id;
-            taken.next_id += 1;
-            item.request.id = id;
-            requests.push(item.request);
-            taken.in_flight.insert(
-                id,
-                InFlight {
-                    reply: item.reply,
-                    _permit: item.permit,
-                },
-            );
+        if !taken.gather(cx, this.frame_bytes, this.gather) && taken.gathered.is_empty() {
+            return Poll::Ready(None);
         }
-        taken.owed_since.get_or_insert_with(Instant::now);
+        let Some(go_at) = taken.go_at else {
+            return Poll::Pending;
+        };
+        if go_at > Instant::now() {
+            if this.alarm.deadline() != go_at {
+                this.alarm.as_mut().reset(go_at);
+            }
+            if this.alarm.as_mut().poll(cx).is_pending() {
+                taken.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
+        let requests = taken.send();
         drop(inner);
-        self.metrics.frames.inc();
-        self.metrics.requests.inc_by(requests.len() as u64);
+        this.metrics.frames.inc();
+        this.metrics.requests.inc_by(requests.len() as u64);
         Poll::Ready(Some(wire::Frame {
             requests,
             ..wire::Frame::default()
         }))
+    }
+}
+
+impl Taken {
+    /// Takes what waits, as far as one frame holds it (the last may reach over its end). `false`
+    /// when nothing will ever come again.
+    fn gather(&mut self, cx: &mut Wake<'_>, frame_bytes: usize, patience: Duration) -> bool {
+        while self.gathered.len() < FRAME_REQUESTS && self.gathered_bytes < frame_bytes {
+            match self.waiting.poll_recv(cx) {
+                Poll::Ready(Some(item)) if item.reply.is_closed() => {}
+                Poll::Ready(Some(item)) => {
+                    let now = Instant::now();
+                    // Looked at here, under the lock that `hurry` takes after setting it.
+                    let patient = item.patient.as_ref().is_some_and(|haste| !haste.is_on());
+                    let go_at = if patient { now + patience } else { now };
+                    self.go_at = Some(self.go_at.map_or(go_at, |at| at.min(go_at)));
+                    self.gathered_bytes += item.bytes;
+                    self.gathered.push(item);
+                }
+                Poll::Ready(None) => return false,
+                Poll::Pending => return true,
+            }
+        }
+        self.go_at = Some(Instant::now());
+        true
+    }
+
+    /// Puts what was gathered in flight.
+    fn send(&mut self) -> Vec<wire::Request> {
+        self.go_at = None;
+        self.waker = None;
+        self.gathered_bytes = 0;
+        self.owed_since.get_or_insert_with(Instant::now);
+        let (in_flight, next_id) = (&mut self.in_flight, &mut self.next_id);
+        self.gathered
+            .drain(..)
+            .map(|mut item| {
+                item.request.id = *next_id;
+                *next_id += 1;
+                in_flight.insert(
+                    item.request.id,
+                    InFlight {
+                        reply: item.reply,
+                        _permit: item.permit,
+                    },
+                );
+                item.request
+            })
+            .collect()
     }
 }

@@ -27,7 +27,8 @@ mod wire;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -170,6 +171,9 @@ pub struct Limits {
     pub bulk_threshold: usize,
     /// Bytes of entries in one append, and of requests in one message, unless one alone is larger.
     pub frame_bytes: usize,
+    /// How long a heartbeat that nobody waits for may wait for those of other groups, to go in one
+    /// message with them. Anything else that goes to the peer takes them along at once.
+    pub gather: Duration,
     /// Snapshot chunks that may be under way.
     pub snapshot_window: usize,
     /// A snapshot that makes no progress for this long is given up.
@@ -194,6 +198,7 @@ impl Limits {
             unacknowledged_bytes: 64 << 20,
             bulk_threshold: 256 << 10,
             frame_bytes: 4 << 20,
+            gather: timing.heartbeat / 4,
             snapshot_window: 8,
             snapshot_stall: Duration::from_secs(10),
             snapshots: 4,
@@ -301,6 +306,42 @@ struct Pool {
     link: Arc<Link>,
     peers: RwLock<HashMap<NodeId, Arc<Peer>>>,
     receiving: Arc<Semaphore>,
+    haste: Mutex<HashMap<GroupId, Haste>>,
+}
+
+/// Whether someone waits for the heartbeats of a group: they are a ReadIndex round then, and do not
+/// wait for those of other groups.
+#[derive(Clone)]
+pub(crate) struct Haste {
+    waiting: Arc<AtomicUsize>,
+    pool: Weak<Pool>,
+}
+
+/// While it lives, its group's heartbeats go at once.
+pub(crate) struct InHaste<'a>(&'a Haste);
+
+impl Haste {
+    /// Sends the heartbeats that wait now, and those to come as long as the guard lives.
+    pub(crate) fn hurry(&self) -> InHaste<'_> {
+        // In this order: a lane that has not seen the count yet is seen waiting.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        if let Some(pool) = self.pool.upgrade() {
+            for peer in pool.peers.read().values() {
+                peer.consensus.hurry();
+            }
+        }
+        InHaste(self)
+    }
+
+    fn is_on(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
+    }
+}
+
+impl Drop for InHaste<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// One other node.
@@ -348,6 +389,7 @@ impl PeerPool {
                 }),
                 peers: RwLock::default(),
                 receiving,
+                haste: Mutex::default(),
             }),
         }
     }
@@ -383,18 +425,27 @@ impl PeerPool {
         GroupNetworks::new(Arc::clone(&self.shared), group)
     }
 
+    /// Tells the networks of `group` when its heartbeats are waited for.
+    pub(crate) fn haste(&self, group: GroupId) -> Haste {
+        self.shared.haste(group)
+    }
+
     /// Answers peers from `inbound`: to be mounted on a server made by [`PeerPool::server`].
     pub(crate) fn service(&self, inbound: Arc<dyn Inbound>) -> PeerService {
         server::service(Arc::clone(&self.shared), inbound)
     }
 
-    /// A gRPC server with the windows, keep-alives and certificates that peers expect.
+    /// A gRPC server with the windows, keep-alives and certificates that peers expect. Who accepts
+    /// for it sets TCP_NODELAY itself (`TcpIncoming::with_nodelay`); tonic does so only for
+    /// listeners of its own.
     ///
     /// # Errors
     /// When the certificates do not fit together.
     pub fn server(&self) -> Result<Server, tonic::transport::Error> {
         let server = Server::builder()
             .tcp_nodelay(true)
+            // What a node forwards is one stream per request: many, and all of them bounded.
+            .max_concurrent_streams(Some(16_384))
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(2)))
             .initial_stream_window_size(dial::STREAM_WINDOW)
@@ -453,6 +504,28 @@ impl PeerPool {
 }
 
 impl Pool {
+    fn haste(self: &Arc<Self>, group: GroupId) -> Haste {
+        let mut hastes = self.haste.lock();
+        let haste = hastes.entry(group).or_insert_with(|| Haste {
+            waiting: Arc::default(),
+            pool: Arc::downgrade(self),
+        });
+        haste.clone()
+    }
+
+    /// Notes what a node said of itself. A stranger may become a peer, but strangers without end
+    /// do not fill the memory.
+    fn learn_address(&self, node: NodeId, address: String) {
+        const STRANGERS: usize = 1024;
+        let known = {
+            let peers = self.peers.read();
+            peers.contains_key(&node) || peers.len() < STRANGERS
+        };
+        if known {
+            self.peer(node).set_address(address);
+        }
+    }
+
     /// The peer `node`, known from now on.
     fn peer(&self, node: NodeId) -> Arc<Peer> {
         if let Some(peer) = self.peers.read().get(&node) {

@@ -1,8 +1,9 @@
 //! The transport as openraft sees it: one network per group and peer, all of them over the peer's
 //! lanes.
 //!
-//! Heartbeats need no client of their own: a heartbeat is an append without entries, and what all
-//! groups have to say to a peer at one moment goes into one message, and is answered in one.
+//! A heartbeat is an append without entries that waits a little for those of other groups, so that
+//! many groups' are one message, answered by one. It does not wait while a ReadIndex round does
+//! ([`Haste`]), and whatever else goes to the peer takes it along.
 //!
 //! What openraft makes of errors decides which one is returned: `Unreachable` makes it back off,
 //! all others make it try again at once.
@@ -26,7 +27,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::lane::{Answer, Class, Outgoing};
 use super::wire::{self, AppendPart};
-use super::{BUDGET_UNIT, Peer, PeerError, Pool, Refused, snapshot};
+use super::{BUDGET_UNIT, Haste, Peer, PeerError, Pool, Refused, snapshot};
 use crate::types::{self, LogId, Snapshot, SnapshotData, TypeConfig, Vote};
 use crate::{GroupId, NodeId};
 
@@ -49,6 +50,16 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetworks {
     type Network = GroupNetwork;
 
     async fn new_client(&mut self, target: u64, node: &types::Peer) -> GroupNetwork {
+        self.network(target, node, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &types::Peer) -> GroupNetwork {
+        self.network(target, node, true)
+    }
+}
+
+impl GroupNetworks {
+    fn network(&self, target: u64, node: &types::Peer, heartbeats: bool) -> GroupNetwork {
         let peer = self.pool.peer(NodeId(target));
         if !node.address.is_empty() {
             peer.member_address(&node.address);
@@ -57,6 +68,7 @@ impl RaftNetworkFactory<TypeConfig> for GroupNetworks {
             pool: Arc::clone(&self.pool),
             peer,
             group: self.group,
+            heartbeats: heartbeats.then(|| self.pool.haste(self.group)),
         }
     }
 }
@@ -66,6 +78,8 @@ pub(crate) struct GroupNetwork {
     pool: Arc<Pool>,
     peer: Arc<Peer>,
     group: GroupId,
+    /// Of a network that sends heartbeats only: they have time, unless this says otherwise.
+    heartbeats: Option<Haste>,
 }
 
 impl From<PeerError> for RpcError {
@@ -139,6 +153,7 @@ impl GroupNetwork {
             Outgoing {
                 request,
                 bytes,
+                patient: self.heartbeats.clone(),
                 reply,
                 permit,
             },

@@ -61,7 +61,7 @@ impl Peers {
         if let Some(address) = hello.map(|hello| &hello.address)
             && !address.is_empty()
         {
-            self.pool.peer(from).set_address(address.clone());
+            self.pool.learn_address(from, address.clone());
         }
         Ok(from)
     }

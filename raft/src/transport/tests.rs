@@ -439,23 +439,87 @@ async fn appends_arrive_in_order_and_a_bounded_number_is_under_way() {
 
 #[tokio::test]
 async fn heartbeats_of_sixty_four_groups_are_one_message_and_one_answer() {
-    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    let gather = Duration::from_millis(300);
+    let limits = Limits { gather, ..limits() };
+    let a = Node::with(config(CLUSTER, 1, None, limits)).await;
+    let b = Node::new(2).await;
     a.knows(2, b.address);
     let mut networks = Vec::new();
     for group in 0..64 {
-        networks.push(a.network(group, 2).await);
+        let mut factory = a.pool.network(GroupId(group));
+        let node = types::Peer::default();
+        networks.push(factory.new_heartbeat_client(2, &node).await);
     }
-    heartbeat(&mut networks[0]).await.unwrap();
+    until_reached(&mut a.network(0, 2).await).await;
     let lane = a.lane(2, "consensus");
     let (frames, requests, answers) = (lane.frames.get(), lane.requests.get(), lane.answers.get());
 
-    for result in join_all(networks.iter_mut().map(heartbeat)).await {
+    // Not all at one instant: each group has its own clock.
+    let spread = networks.iter_mut().enumerate().map(async |(i, network)| {
+        tokio::time::sleep(Duration::from_millis(i as u64)).await;
+        heartbeat(network).await
+    });
+    for result in join_all(spread).await {
         result.unwrap();
     }
 
     assert_eq!(lane.requests.get() - requests, 64);
     assert_eq!(lane.frames.get() - frames, 1);
     assert_eq!(lane.answers.get() - answers, 1);
+    a.stop().await;
+    b.stop().await;
+}
+
+/// A ReadIndex round is heartbeats that someone waits for.
+#[tokio::test]
+async fn a_heartbeat_in_haste_goes_at_once_and_takes_along_those_that_wait() {
+    let gather = Duration::from_secs(60);
+    let limits = Limits {
+        gather,
+        stall: Duration::from_secs(5),
+        ..limits()
+    };
+    let a = Node::with(config(CLUSTER, 1, None, limits)).await;
+    let b = Node::new(2).await;
+    a.knows(2, b.address);
+    until_reached(&mut a.network(0, 2).await).await;
+    let frames = a.lane(2, "consensus").frames.get();
+    let node = types::Peer::default();
+    let mut patient = a
+        .pool
+        .network(GroupId(1))
+        .new_heartbeat_client(2, &node)
+        .await;
+    let mut hasty = a
+        .pool
+        .network(GroupId(2))
+        .new_heartbeat_client(2, &node)
+        .await;
+
+    let haste = a.pool.haste(GroupId(2));
+    let in_haste = haste.hurry();
+    let (first, second) = tokio::join!(heartbeat(&mut patient), heartbeat(&mut hasty));
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(a.lane(2, "consensus").frames.get() - frames, 1);
+
+    drop(in_haste);
+    let slow = timeout(Duration::from_millis(100), heartbeat(&mut hasty)).await;
+    assert!(slow.is_err(), "nobody waits for it any more");
+
+    // One that waits already is not left waiting when a round begins.
+    let waiting = heartbeat(&mut patient);
+    tokio::pin!(waiting);
+    assert!(
+        timeout(Duration::from_millis(50), &mut waiting)
+            .await
+            .is_err()
+    );
+    let _in_haste = haste.hurry();
+    timeout(Duration::from_secs(2), waiting)
+        .await
+        .unwrap()
+        .unwrap();
     a.stop().await;
     b.stop().await;
 }

@@ -36,6 +36,7 @@ use crate::engine::{
     self, Engine, GroupStatus, LeaderView, Leadership, Member, OnApplied, PeerStatus, Proposer,
     ReadIndex, Role, StateMachine, Status,
 };
+use crate::transport::Haste;
 use crate::types::{Answer, LogId, Payload, TypeConfig};
 use crate::{Context, GroupId, LeaderId, LogIndex, NodeId, RaftError, Term};
 
@@ -60,6 +61,7 @@ pub struct Group {
     pub(super) node: NodeId,
     pub(super) settings: Arc<Settings>,
     substrate: Arc<dyn Substrate>,
+    haste: Option<Haste>,
     pub(super) machine: Arc<dyn StateMachine>,
     /// `None` while the group is stopped, or dead and not built again yet.
     pub(super) raft: ArcSwapOption<Raft>,
@@ -120,6 +122,7 @@ impl Group {
         let group = Arc::new(Self {
             id,
             node,
+            haste: substrate.haste(id),
             substrate,
             machine,
             raft: ArcSwapOption::empty(),
@@ -451,6 +454,7 @@ impl Rounds for QuorumRounds {
             Ok(raft) => raft,
             Err(stopped) => return Round::Refused(stopped),
         };
+        let _in_haste = group.haste.as_ref().map(Haste::hurry);
         let bound = group.settings.round();
         let option = LinearizerOption::new(Some(Duration::ZERO), true).with_wait_timeout(bound);
         // openraft's own wait begins when its core takes the request, which may be late.

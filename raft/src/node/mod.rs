@@ -34,7 +34,7 @@ use tonic::transport::{Channel, Server};
 use crate::engine::{ReadMode, StateMachines, Timing};
 use crate::log::{LogFailed, LogMetrics, LogOpenError, LogOptions, SharedLog};
 use crate::tls::PeerTls;
-use crate::transport::{Limits, PeerError, PeerPool, TransportConfig, TransportMetrics};
+use crate::transport::{Haste, Limits, PeerError, PeerPool, TransportConfig, TransportMetrics};
 use crate::types::TypeConfig;
 use crate::{ClusterId, Context, Ended, GroupId, NodeId, RaftError};
 
@@ -297,6 +297,10 @@ impl Substrate for NodeSubstrate {
     ) -> BoxFuture<'_, Result<Raft, Fatal<TypeConfig>>> {
         let (network, log) = (self.pool.network(group), self.log.group(group));
         Raft::new(node.0, config, network, log, state).boxed()
+    }
+
+    fn haste(&self, group: GroupId) -> Option<Haste> {
+        Some(self.pool.haste(group))
     }
 
     fn remove(&self, group: GroupId) -> BoxFuture<'_, Result<(), String>> {

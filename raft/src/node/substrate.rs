@@ -6,6 +6,7 @@ use futures::future::BoxFuture;
 use openraft::Config;
 use openraft::errors::Fatal;
 
+use crate::transport::Haste;
 use crate::types::TypeConfig;
 use crate::{GroupId, NodeId};
 
@@ -26,6 +27,9 @@ pub(crate) trait Substrate: Send + Sync + 'static {
         config: Arc<Config>,
         state: StateAdapter,
     ) -> BoxFuture<'_, Result<Raft, Fatal<TypeConfig>>>;
+
+    /// How to say that a round waits for the heartbeats of `group`, where they are gathered.
+    fn haste(&self, group: GroupId) -> Option<Haste>;
 
     /// Forgets the log of `group`; durable when it returns.
     ///

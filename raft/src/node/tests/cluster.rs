@@ -229,6 +229,10 @@ impl Substrate for TestSubstrate {
         Raft::new(node.0, config, network, self.logs.group(group), state).boxed()
     }
 
+    fn haste(&self, _group: GroupId) -> Option<crate::transport::Haste> {
+        None
+    }
+
     fn remove(&self, group: GroupId) -> BoxFuture<'_, Result<(), String>> {
         self.logs.remove(group);
         async { Ok(()) }.boxed()

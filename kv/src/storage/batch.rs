@@ -93,17 +93,25 @@ impl Batch {
 
     /// Keeps the last effect on each row. There are no range deletions.
     fn into_last_writes(self) -> Vec<Write> {
-        let mut seen: HashSet<Bytes> = HashSet::new();
-        let one = self.effects.len() == 1;
-        let mut writes: Vec<Write> = Vec::with_capacity(self.effects.len() + 1);
-        for effect in self.effects.into_iter().rev() {
-            let (key, value) = match effect {
-                Effect::Put { key, value } => (key, Some(value)),
-                Effect::Delete { key } => (key, None),
-                Effect::DeleteRange { .. } => unreachable!("the caller looked for ranges"),
-            };
-            if one || seen.insert(key.clone()) {
-                writes.push(Write { key, value });
+        let mut last = vec![true; self.effects.len()];
+        if self.effects.len() > 1 {
+            let mut seen = HashSet::with_capacity(self.effects.len());
+            for (effect, last) in self.effects.iter().zip(&mut last).rev() {
+                if let Effect::Put { key, .. } | Effect::Delete { key } = effect {
+                    *last = seen.insert(&key[..]);
+                }
+            }
+        }
+        // One more place: the position joins them.
+        let mut writes = Vec::with_capacity(self.effects.len() + 1);
+        for (effect, last) in self.effects.into_iter().zip(last) {
+            match effect {
+                Effect::Put { key, value } if last => writes.push(Write {
+                    key,
+                    value: Some(value),
+                }),
+                Effect::Delete { key } if last => writes.push(Write { key, value: None }),
+                Effect::Put { .. } | Effect::Delete { .. } | Effect::DeleteRange { .. } => {}
             }
         }
         writes
@@ -130,11 +138,14 @@ impl Batch {
                     for (_, value) in rows.range_mut(range.clone()) {
                         *value = None;
                     }
-                    let mut doomed = rows_in(engine, &range.start, &range.end)?;
+                    // Each step resumes where the last one ended, so that none walks over what
+                    // the ones before it deleted.
+                    let mut doomed = first_rows(engine, &range.start, &range.end)?;
                     while doomed.len() == ROWS_PER_STEP {
                         engine.apply(&doomed)?;
                         deleted(&doomed);
-                        doomed = rows_in(engine, &range.start, &range.end)?;
+                        let last = doomed.pop().expect("a full step has rows");
+                        doomed = first_rows(engine, &last.key, &range.end)?;
                     }
                     for write in doomed {
                         rows.entry(write.key).or_insert(None);
@@ -150,33 +161,23 @@ impl Batch {
 }
 
 /// Deletions of the first rows between `start` and `end`, at most [`ROWS_PER_STEP`].
-fn rows_in(engine: &dyn Storage, start: &[u8], end: &[u8]) -> Result<Vec<Write>, StorageError> {
-    first_rows(engine, start, end, ROWS_PER_STEP)
-}
-
-fn first_rows(
-    reader: &dyn Reader,
-    start: &[u8],
-    end: &[u8],
-    limit: usize,
-) -> Result<Vec<Write>, StorageError> {
+fn first_rows(reader: &dyn Reader, start: &[u8], end: &[u8]) -> Result<Vec<Write>, StorageError> {
     let mut doomed = Vec::new();
     reader.scan(start..end, ScanOrder::Ascending, &mut |key, _| {
         doomed.push(Write {
             key: Bytes::copy_from_slice(key),
             value: None,
         });
-        doomed.len() < limit
+        doomed.len() < ROWS_PER_STEP
     })?;
     Ok(doomed)
 }
 
 /// Deletes every row between `start` and `end`, in steps of bounded size.
 pub(super) fn wipe(engine: &dyn Storage, start: &[u8], end: &[u8]) -> Result<(), StorageError> {
-    // Each step resumes where the last one ended: what was deleted is not stepped over again.
     let mut start = Bytes::copy_from_slice(start);
     loop {
-        let doomed = rows_in(engine, &start, end)?;
+        let doomed = first_rows(engine, &start, end)?;
         if let Some(last) = doomed.last() {
             start = last.key.clone();
             engine.apply(&doomed)?;

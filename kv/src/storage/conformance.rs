@@ -206,7 +206,9 @@ fn readers_never_see_half_a_batch(open: Open) {
         let writer = scope.spawn(|| {
             for round in 1..=2000 {
                 let value = round.to_string();
-                put(&*engine, &[("a", &value), ("m", "x"), ("z", &value)]);
+                // Enough that an engine flushes and compacts meanwhile.
+                let filler = value.repeat(200);
+                put(&*engine, &[("a", &value), ("m", &filler), ("z", &value)]);
             }
             done.store(true, Ordering::Release);
         });

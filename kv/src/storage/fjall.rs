@@ -11,13 +11,15 @@ use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
 use fjall::{
-    Database, Guard, Iter, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable,
-    Snapshot,
+    AbstractTree, Database, Guard, Iter, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch,
+    PersistMode, Readable, Snapshot,
 };
+use parking_lot::{Mutex, RwLock};
 
 use super::{Reader, Storage, StorageError, Write, journal_check};
 use crate::ScanOrder;
@@ -30,7 +32,7 @@ const MIB: u64 = 1024 * 1024;
 pub struct FjallOptions {
     /// Cache of blocks read from disk.
     pub block_cache_bytes: u64,
-    /// One memtable; at most five exist at a time, usually two. Fixed when the directory is made.
+    /// One memtable; at most five exist at a time, usually two.
     pub memtable_bytes: u64,
     /// Journals on disk beyond which memtables are flushed early (at least 64 MiB).
     pub journal_bytes: u64,
@@ -39,7 +41,7 @@ pub struct FjallOptions {
 impl Default for FjallOptions {
     fn default() -> Self {
         Self {
-            block_cache_bytes: 64 * MIB,
+            block_cache_bytes: 32 * MIB,
             memtable_bytes: 16 * MIB,
             journal_bytes: 128 * MIB,
         }
@@ -51,6 +53,14 @@ pub struct FjallStorage {
     dir: PathBuf,
     database: Database,
     rows: Keyspace,
+    memtable_bytes: u64,
+    /// Held by whoever replaces the memtable.
+    rotation: Mutex<()>,
+    /// Held by a commit alone, and by whoever takes a snapshot. fjall's background threads move the
+    /// instant that new snapshots read at past batches that are still being written to the
+    /// memtable (lsm-tree 3.1, `upgrade_version_with_seqno`): such a snapshot would see half a
+    /// batch first, and the whole of it later.
+    commits: RwLock<()>,
 }
 
 impl std::fmt::Debug for FjallStorage {
@@ -95,7 +105,7 @@ impl FjallStorage {
         let rows = database.keyspace(ROWS, || {
             KeyspaceCreateOptions::default()
                 .manual_journal_persist(true)
-                .max_memtable_size(options.memtable_bytes)
+                .max_memtable_size(u64::MAX)
                 .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(
                     BloomConstructionPolicy::BitsPerKey(10.0),
                 )))
@@ -104,9 +114,61 @@ impl FjallStorage {
             dir: dir.to_owned(),
             database,
             rows,
+            memtable_bytes: options.memtable_bytes,
+            rotation: Mutex::new(()),
+            commits: RwLock::new(()),
         })
     }
 }
+
+impl FjallStorage {
+    fn snapshot(&self) -> Snapshot {
+        let _no_commit_meanwhile = self.commits.read();
+        self.database.snapshot()
+    }
+
+    /// Hands the memtable to the flusher once it is full, and waits while too many are queued.
+    ///
+    /// Left to itself fjall asks for this by a message per commit, in the one bounded queue that its
+    /// worker reads and writes: a busy worker lets the memtable grow without a bound, and a full
+    /// queue stops it for good. So fjall's own limit is off, and its queue holds little.
+    fn rotate_full_memtable(&self) -> Result<(), StorageError> {
+        if self.rows.tree.active_memtable().size() <= self.memtable_bytes {
+            return Ok(());
+        }
+        let _one_at_a_time = self.rotation.lock();
+        if self.rows.tree.active_memtable().size() <= self.memtable_bytes {
+            return Ok(());
+        }
+        self.wait_for_room()?;
+        self.rows
+            .rotate_memtable()
+            .map_err(|error| engine_error(&self.dir, &error))?;
+        Ok(())
+    }
+
+    /// Waits until fjall would not hold a commit back.
+    ///
+    /// It holds them back itself, but without an end when the thread that would make room died of
+    /// a failed disk. So this waits first, a little earlier than fjall would, and looks.
+    fn wait_for_room(&self) -> Result<(), StorageError> {
+        while self.rows.sealed_memtable_count() >= SEALED_MEMTABLES
+            || self.rows.tree.l0_run_count() >= L0_RUNS
+        {
+            // Says whether the database is poisoned, and is cheap otherwise.
+            self.database
+                .persist(PersistMode::Buffer)
+                .map_err(|error| engine_error(&self.dir, &error))?;
+            std::thread::sleep(WAIT);
+        }
+        Ok(())
+    }
+}
+
+/// fjall halts commits at 4 sealed memtables and at 30 runs in level 0.
+const SEALED_MEMTABLES: usize = 3;
+const L0_RUNS: usize = 28;
+const WAIT: Duration = Duration::from_millis(2);
 
 /// With two workers fjall's first hands compactions to the second by spinning on the queue, so
 /// that a core burns while one compacts.
@@ -132,7 +194,7 @@ impl Reader for FjallStorage {
             return Ok(());
         }
         // Through a snapshot: a bare range may see one half of a batch.
-        let rows = self.database.snapshot().range(&self.rows, range);
+        let rows = self.snapshot().range(&self.rows, range);
         walk(&self.dir, rows, order, visit)
     }
 }
@@ -146,16 +208,20 @@ impl Storage for FjallStorage {
                 None => batch.remove(&self.rows, &write.key[..]),
             }
         }
-        batch
-            .commit()
-            .map_err(|error| engine_error(&self.dir, &error))
+        {
+            let _no_snapshot_meanwhile = self.commits.write();
+            batch
+                .commit()
+                .map_err(|error| engine_error(&self.dir, &error))?;
+        }
+        self.rotate_full_memtable()
     }
 
     fn view(&self) -> Result<Arc<dyn Reader>, StorageError> {
         Ok(Arc::new(FjallView {
             dir: self.dir.clone(),
             rows: self.rows.clone(),
-            snapshot: self.database.snapshot(),
+            snapshot: self.snapshot(),
         }))
     }
 

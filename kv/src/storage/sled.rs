@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::RwLock;
@@ -33,6 +34,9 @@ const CHECKSUM: usize = 4;
 /// A scan of a view takes so many rows or bytes at a time, and lets batches through in between.
 const SCAN_ROWS: usize = 256;
 const SCAN_BYTES: usize = 1024 * 1024;
+
+const LOCK_ATTEMPTS: u32 = 500;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// How much memory sled takes.
 #[derive(Clone, Copy, Debug)]
@@ -130,14 +134,22 @@ impl SledStorage {
     /// # Errors
     /// [`StorageError::Damaged`] when anything is not as it was written.
     pub fn open(dir: &Path, options: SledOptions) -> Result<Self, StorageError> {
-        let database = guarded(dir, || {
-            sled::Config::new()
-                .path(dir)
-                .cache_capacity(options.cache_bytes)
-                .mode(sled::Mode::HighThroughput)
-                .flush_every_ms(Some(1000))
-                .open()
-        })?;
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity(options.cache_bytes)
+            .mode(sled::Mode::HighThroughput)
+            .flush_every_ms(Some(1000));
+        let mut attempts = 0;
+        let database = loop {
+            match guarded(dir, || config.open()) {
+                // A handle that was dropped gives its lock back a little later.
+                Err(StorageError::Engine { .. }) if attempts < LOCK_ATTEMPTS => {
+                    attempts += 1;
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                opened => break opened?,
+            }
+        };
         let digest = verify(dir, &database)?;
         Ok(Self {
             inner: Arc::new(Inner {
@@ -197,6 +209,13 @@ fn guarded<T>(dir: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, S
 
 fn engine_error(dir: &Path, error: sled::Error) -> StorageError {
     match error {
+        // Not damage: what is damaged is thrown away.
+        sled::Error::Io(source) if source.to_string().contains("could not acquire lock") => {
+            StorageError::Engine {
+                dir: dir.to_owned(),
+                what: "it is open already".to_owned(),
+            }
+        }
         sled::Error::Io(source)
             if !matches!(
                 source.kind(),

@@ -86,6 +86,8 @@ pub struct Store {
     engine: Arc<dyn Storage>,
     cache: RowCache,
     watermark: Mutex<Watermark>,
+    /// Held by the flush that runs.
+    flushing: Mutex<()>,
     groups: Mutex<HashMap<GroupId, Arc<Group>>>,
     closed: AtomicBool,
 }
@@ -93,12 +95,31 @@ pub struct Store {
 struct Group {
     id: GroupId,
     applied: Mutex<Option<Position>>,
-    /// What the last flush made durable; held while one runs.
+    /// What the last flush made durable.
     flushed: Mutex<Option<Position>>,
-    /// Its rows are being replaced.
-    installing: AtomicBool,
     /// See [`GroupStorage::cache_version`].
     publishing: AtomicU64,
+    /// How often its rows began and ended to be replaced: odd while they are.
+    installs: AtomicU64,
+}
+
+impl Group {
+    /// The count of installs, for [`Group::check_same`] after the read.
+    fn check_readable(&self) -> Result<u64, StorageError> {
+        let installs = self.installs.load(Ordering::Acquire);
+        if installs % 2 == 1 {
+            return Err(StorageError::Installing(self.id));
+        }
+        Ok(installs)
+    }
+
+    /// Refuses what was read while an install began, which may be half of each state.
+    fn check_same(&self, installs: u64) -> Result<(), StorageError> {
+        if self.installs.load(Ordering::Acquire) == installs {
+            return Ok(());
+        }
+        Err(StorageError::Installing(self.id))
+    }
 }
 
 impl std::fmt::Debug for Store {
@@ -163,6 +184,7 @@ impl Store {
                 engine,
                 cache: RowCache::new(options.cache_bytes),
                 watermark: Mutex::new(watermark),
+                flushing: Mutex::new(()),
                 groups: Mutex::default(),
                 closed: AtomicBool::new(false),
             }),
@@ -190,8 +212,8 @@ impl Store {
                     id: group,
                     applied: Mutex::new(read_position(self.engine.as_ref(), group)?),
                     flushed: Mutex::new(None),
-                    installing: AtomicBool::new(false),
                     publishing: AtomicU64::new(0),
+                    installs: AtomicU64::new(0),
                 });
                 groups.insert(group, Arc::clone(&open));
                 open
@@ -225,6 +247,30 @@ impl Store {
             EngineKind::Sled => sled::mark_closed(&self.dir),
             EngineKind::Fjall | EngineKind::Memory => Ok(()),
         }
+    }
+
+    /// One sync of the engine's journal serves every group.
+    fn flush_all(&self) -> Result<(), StorageError> {
+        let applied: Vec<_> = self
+            .groups
+            .lock()
+            .values()
+            .filter_map(|group| {
+                let installs = group.check_readable().ok()?;
+                let position = group.applied.lock().clone()?;
+                Some((Arc::clone(group), installs, position))
+            })
+            .collect();
+        self.engine.flush()?;
+        self.watermark.lock().update(|durable| {
+            for (group, installs, position) in applied {
+                // What was replaced or destroyed meanwhile has its record already.
+                if group.check_same(installs).is_ok() {
+                    durable.insert(group.id, position.index);
+                    *group.flushed.lock() = Some(position);
+                }
+            }
+        })
     }
 
     fn check_open(&self) -> Result<(), StorageError> {
@@ -295,20 +341,23 @@ impl GroupStorage {
 
     /// The value of a row, from the cache if it is there.
     pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.check_not_installing()?;
-        self.store
+        let installs = self.group.check_readable()?;
+        let row = self
+            .store
             .cache
-            .get_or_read(key, || self.store.seen(self.store.engine.get(key)))
+            .get_or_read(key, || self.store.seen(self.store.engine.get(key)))?;
+        self.group.check_same(installs)?;
+        Ok(row)
     }
 
     /// The value of a row if the cache knows it, without touching the disk: `Some(None)` says that
     /// the row is absent.
     #[must_use]
     pub fn get_cached(&self, key: &[u8]) -> Option<Option<Bytes>> {
-        if self.group.installing.load(Ordering::Acquire) {
-            return None;
-        }
-        self.store.cache.cached(key)
+        let installs = self.group.check_readable().ok()?;
+        let row = self.store.cache.cached(key)?;
+        self.group.check_same(installs).ok()?;
+        Some(row)
     }
 
     /// Rises before and after the cache takes a batch: odd while some of its rows show there and
@@ -325,8 +374,10 @@ impl GroupStorage {
         order: ScanOrder,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StorageError> {
-        self.check_not_installing()?;
-        self.store.seen(self.store.engine.scan(range, order, visit))
+        let installs = self.group.check_readable()?;
+        self.store
+            .seen(self.store.engine.scan(range, order, visit))?;
+        self.group.check_same(installs)
     }
 
     /// Applies `batch` and moves the group to `position`, as one.
@@ -335,7 +386,7 @@ impl GroupStorage {
     /// What is applied is then not known: stop the group.
     pub fn apply(&self, batch: Batch, position: Position) -> Result<(), StorageError> {
         self.store.check_open()?;
-        self.check_not_installing()?;
+        self.group.check_readable()?;
         let engine = self.store.engine.as_ref();
         let mut writes =
             batch.into_writes(engine, &mut |deleted| self.store.cache.applied(deleted))?;
@@ -351,11 +402,12 @@ impl GroupStorage {
 
     /// The rows as of now, and the position they belong to.
     pub fn view(&self) -> Result<GroupView, StorageError> {
-        self.check_not_installing()?;
-        let view = self.store.engine.view()?;
+        let installs = self.group.check_readable()?;
+        let rows = self.store.engine.view()?;
+        self.group.check_same(installs)?;
         Ok(GroupView {
-            position: read_position(view.as_ref(), self.group.id)?,
-            rows: view,
+            position: read_position(rows.as_ref(), self.group.id)?,
+            rows,
         })
     }
 
@@ -364,27 +416,26 @@ impl GroupStorage {
     /// not trusted (sled), they are written to a synced file of our own, whole.
     pub fn flush(&self, ranges: &[Range<Bytes>]) -> Result<Option<Position>, StorageError> {
         self.store.check_open()?;
-        let mut flushed = self.group.flushed.lock();
         let Some(position) = self.position() else {
             return Ok(None);
         };
-        if flushed.as_ref() == Some(&position) {
-            return Ok(Some(position));
+        let _one_at_a_time = self.store.flushing.lock();
+        // The flush that ran while we waited may have covered us.
+        let flushed = self.group.flushed.lock().clone();
+        match flushed {
+            Some(flushed) if flushed.index >= position.index => return Ok(Some(flushed)),
+            _ => {}
         }
-        let position = match self.store.kind {
-            EngineKind::Fjall | EngineKind::Memory => {
-                self.store.engine.flush()?;
-                position
+        match self.store.kind {
+            EngineKind::Fjall | EngineKind::Memory => self.store.flush_all()?,
+            EngineKind::Sled => {
+                let position = self.write_durable(ranges)?;
+                let mut watermark = self.store.watermark.lock();
+                record(&mut watermark, self.group.id, Some(&position))?;
+                *self.group.flushed.lock() = Some(position);
             }
-            EngineKind::Sled => self.write_durable(ranges)?,
-        };
-        record(
-            &mut self.store.watermark.lock(),
-            self.group.id,
-            Some(&position),
-        )?;
-        *flushed = Some(position.clone());
-        Ok(Some(position))
+        }
+        Ok(self.group.flushed.lock().clone())
     }
 
     /// Writes the group to its own file, whole and synced.
@@ -441,23 +492,15 @@ impl GroupStorage {
         let path = file.finish(position)?;
         let (store, group) = (&self.store, &self.group);
         // Reads fail until it is done. After an error they go on failing: the next open finishes.
-        group.installing.store(true, Ordering::Release);
-        let mut flushed = group.flushed.lock();
+        group.installs.fetch_add(1, Ordering::AcqRel);
         let found = load_snapshot(store.engine.as_ref(), &path)?;
         store.cache.clear();
         store.engine.flush()?;
         record(&mut store.watermark.lock(), group.id, found.as_ref())?;
         retire(&store.dir, store.kind, group.id, &path, found.is_some())?;
-        *flushed = found.clone();
+        *group.flushed.lock() = found.clone();
         *group.applied.lock() = found;
-        group.installing.store(false, Ordering::Release);
-        Ok(())
-    }
-
-    fn check_not_installing(&self) -> Result<(), StorageError> {
-        if self.group.installing.load(Ordering::Acquire) {
-            return Err(StorageError::Installing(self.group.id));
-        }
+        group.installs.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 }

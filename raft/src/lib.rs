@@ -22,5 +22,6 @@ pub use ids::{ClusterId, GroupId, LeaderId, LogIndex, NodeId, Term};
 pub use node::{Group, NodeConfig, OpenError, RaftNode};
 
 /// The largest entry that a group takes: what is proposed above it is refused before the log sees
-/// it. The transport passes entries of this size, and the log stores them.
-pub const MAX_ENTRY_BYTES: usize = 64 << 20;
+/// it. The transport passes entries of this size, and a log with segments of the default size
+/// stores them; a node with smaller segments proposes smaller ones.
+pub const MAX_ENTRY_BYTES: usize = 15 << 20;

@@ -104,7 +104,7 @@ impl RaftNode {
         registry: &mut Registry,
     ) -> Result<Arc<Self>, OpenError> {
         let tail_bytes = config.log.disk_bytes / TAIL_OF_DISK;
-        let settings = Settings::new(config.timing, config.read_mode, tail_bytes);
+        let mut settings = Settings::new(config.timing, config.read_mode, tail_bytes);
         settings
             .openraft(true)
             .map_err(|error| OpenError::Timing(error.to_string()))?;
@@ -119,6 +119,7 @@ impl RaftNode {
         let log = opening
             .await
             .map_err(|error| OpenError::Interrupted(error.to_string()))??;
+        settings.max_entry_bytes = settings.max_entry_bytes.min(log.max_entry_bytes());
 
         let tasks = TaskTracker::new();
         let transport = TransportConfig {

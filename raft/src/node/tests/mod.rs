@@ -3,3 +3,4 @@
 mod cluster;
 mod memory_log;
 mod scenarios;
+mod sockets;

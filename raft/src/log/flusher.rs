@@ -367,6 +367,7 @@ impl Flusher {
         self.active.file.sync().map_err(name)?;
         let metrics = &self.shared.metrics;
         metrics.sync_seconds.observe(began.elapsed().as_secs_f64());
+        metrics.syncs.inc();
         metrics.bytes_per_sync.observe(self.buffer.len() as f64);
         let end = self.end();
         self.shared.watermark.lock().write(|mark| {

@@ -58,6 +58,9 @@ impl Shared {
                 self.wake_housekeeper.notify_all();
                 return Ok(segment);
             }
+            if house.closing {
+                return Err(io::Error::other("no new segment: the housekeeper is gone"));
+            }
             if let Some(error) = &house.error {
                 return Err(io::Error::other(format!("no new segment: {error}")));
             }
@@ -71,6 +74,7 @@ pub(super) struct Housekeeper(pub(super) Arc<Shared>);
 impl Housekeeper {
     /// Runs until the log closes.
     pub(super) fn run(self) {
+        let _guard = LeaveNobodyWaiting(Arc::clone(&self.0));
         loop {
             let (number, dirty) = {
                 let mut house = self.0.house.lock();
@@ -166,5 +170,18 @@ impl Housekeeper {
             return Ok(());
         }
         Ok(())
+    }
+}
+
+/// A panic of the housekeeper must not leave the flusher waiting for a segment.
+struct LeaveNobodyWaiting(Arc<Shared>);
+
+impl Drop for LeaveNobodyWaiting {
+    fn drop(&mut self) {
+        self.0.house.lock().closing = true;
+        self.0.segment_ready.notify_all();
+        if std::thread::panicking() {
+            self.0.poison("the housekeeper panicked");
+        }
     }
 }

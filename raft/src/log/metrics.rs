@@ -10,6 +10,8 @@ use prometheus_client::registry::{Registry, Unit};
 pub struct LogMetrics {
     /// Duration of one write with its `fdatasync`, in seconds.
     pub sync_seconds: Histogram,
+    /// Syncs of the log.
+    pub syncs: Counter,
     /// Entries made durable by one sync.
     pub entries_per_sync: Histogram,
     /// Bytes written before one sync.
@@ -32,6 +34,7 @@ impl Default for LogMetrics {
     fn default() -> Self {
         Self {
             sync_seconds: Histogram::new(exponential_buckets(16e-6, 2.0, 18)),
+            syncs: Counter::default(),
             entries_per_sync: Histogram::new(exponential_buckets(1.0, 2.0, 14)),
             bytes_per_sync: Histogram::new(exponential_buckets(256.0, 4.0, 10)),
             entries: Counter::default(),
@@ -54,6 +57,7 @@ impl LogMetrics {
             Unit::Seconds,
             self.sync_seconds.clone(),
         );
+        registry.register("syncs", "Syncs of the Raft log", self.syncs.clone());
         registry.register(
             "entries_per_sync",
             "Entries made durable by one fdatasync",

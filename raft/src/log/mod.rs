@@ -40,7 +40,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 use crate::GroupId;
 
-use files::{Files, SystemFiles};
+use files::{Files, SystemFiles, sync_dir};
 use flusher::{Flusher, Op, Queue};
 use group::Group;
 use housekeeper::{House, Housekeeper};
@@ -255,7 +255,7 @@ impl SharedLog {
             let path = path.to_path_buf();
             |source| LogOpenError::Io { path, source }
         };
-        fs::create_dir_all(dir).map_err(io(dir))?;
+        create_dir(dir).map_err(io(dir))?;
         let lock_path = dir.join("LOCK");
         let lock = OpenOptions::new()
             .write(true)
@@ -404,6 +404,20 @@ impl Drop for SharedLog {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Creates `dir` and what is missing above it, durably.
+fn create_dir(dir: &Path) -> io::Result<()> {
+    let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    fs::create_dir_all(dir)?;
+    for created in missing {
+        match created.parent() {
+            Some(parent) if parent != Path::new("") => sync_dir(parent)?,
+            Some(_) => sync_dir(Path::new("."))?,
+            None => {}
+        }
+    }
+    Ok(())
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {

@@ -180,14 +180,21 @@ impl GroupLog {
         &self,
         range: Range<u64>,
     ) -> impl Stream<Item = io::Result<Vec<Entry>>> + Send + use<> {
-        stream::try_unfold((self.clone(), range), |(log, range)| async move {
-            let entries = log.read_some(range.clone()).await?;
-            let Some(last) = entries.last() else {
-                return Ok(None);
-            };
-            let rest = last.log_id.index + 1..range.end;
-            Ok(Some((entries, (log, rest))))
-        })
+        stream::try_unfold(
+            (self.clone(), range, false),
+            |(log, range, begun)| async move {
+                let entries = log.read_some(range.clone()).await?;
+                let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+                    return Ok(None);
+                };
+                // What is missing at the beginning was purged before; in the middle, it was meanwhile.
+                if begun && first.log_id.index != range.start {
+                    return Err(io::Error::other("entries were purged while they were read"));
+                }
+                let rest = last.log_id.index + 1..range.end;
+                Ok(Some((entries, (log, rest, true))))
+            },
+        )
     }
 
     /// `leader`'s privilege, as long as the stored vote says that it leads.

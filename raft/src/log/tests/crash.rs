@@ -416,3 +416,29 @@ async fn a_segment_begun_but_never_synced_is_as_if_it_were_not_there() {
     files.insert(segment_name(number), begun);
     survives(&files, &[last]).await;
 }
+
+#[tokio::test]
+async fn a_whole_record_behind_a_torn_one_stays_dead_after_the_gap_is_filled() {
+    let lives = two_lives(&[], &[(1, Step::Append { count: 3, size: 64 })]).await;
+    let end = mark(&lives.written).offset as usize;
+    let begin = mark(&lives.synced).offset as usize;
+    let (number, stride) = (mark(&lives.written).segment, (end - begin) / 3);
+    let mut files = lives.written.clone();
+    files.insert("watermark".into(), lives.synced["watermark"].clone());
+    let segment = files.get_mut(&segment_name(number)).unwrap();
+    segment[begin + stride + 30] ^= 1;
+
+    let dir = restore(&files);
+    let log = open(dir.path()).unwrap();
+    let mut group = log.group(G1);
+    let mut found = group.try_get_log_entries(..).await.unwrap();
+    assert_eq!(found.len(), 1, "cut back to the record before the torn one");
+    // Of the torn record's size: it ends where the whole one begins.
+    let filler = entry(50, found[0].log_id.index + 1, vec![9; 64]);
+    append(&mut group, vec![filler.clone()]).await.unwrap();
+    log.close().await.unwrap();
+    let log = open(dir.path()).unwrap();
+    found.push(filler);
+    let again = log.group(G1).try_get_log_entries(..).await.unwrap();
+    assert_eq!(again, found);
+}

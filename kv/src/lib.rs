@@ -12,6 +12,7 @@ pub mod keyspace;
 pub mod node;
 mod operation;
 pub mod state_machine;
+mod stats;
 pub mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -22,3 +23,4 @@ pub use error::{KvError, Outcome};
 pub use operation::{
     Access, Door, Operation, OperationCodec, RequestId, Route, RowError, Rows, ScanOrder, Timestamp,
 };
+pub use stats::{DoorStatistics, DoorStats, ErrorClass, Latencies};

@@ -113,6 +113,23 @@ impl Context {
         }
     }
 
+    /// A context that is cancelled with this one and not by itself, and ends at `deadline`, or with
+    /// this one if that is earlier. Costs a reference count, where [`Context::child`] makes a token:
+    /// for the many requests of one connection, which end together or at their deadlines.
+    #[must_use]
+    pub fn sharing(&self, deadline: Instant, source: DeadlineSource) -> Self {
+        Self {
+            deadline: deadline.min(self.deadline),
+            source: if deadline < self.deadline {
+                source
+            } else {
+                self.source
+            },
+            cancelled: self.cancelled.clone(),
+            trace: self.trace,
+        }
+    }
+
     /// A context that outlives this one: not cancelled with it, and with a deadline of its own.
     ///
     /// For work that others rely on once it has begun. Every use says why.
@@ -236,6 +253,24 @@ mod tests {
         assert_eq!(child.ended(), Some(Ended::Cancelled));
         assert_eq!(child.done().await, Ended::Cancelled);
         assert_eq!(detached.ended(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sharing_context_is_cancelled_with_the_first_and_never_outlives_it() {
+        let first = Context::with_timeout(Duration::from_millis(50));
+        let far = first.sharing(Instant::now() + FAR, DeadlineSource::Fallback);
+        let near = first.sharing(
+            Instant::now() + Duration::from_millis(1),
+            DeadlineSource::Fallback,
+        );
+        assert_eq!(
+            (far.deadline(), far.source()),
+            (first.deadline(), DeadlineSource::Caller)
+        );
+        assert_eq!(near.remaining(), Duration::from_millis(1));
+        assert_eq!(near.source(), DeadlineSource::Fallback);
+        drop(first.guard());
+        assert_eq!(far.ended(), Some(Ended::Cancelled));
     }
 
     #[tokio::test]

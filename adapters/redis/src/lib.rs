@@ -11,8 +11,25 @@
 )]
 
 mod args;
+mod blocking;
+mod clients;
 mod commands;
+mod config;
+mod connection;
+mod decoder;
+mod error;
+mod info;
+mod metrics;
 mod operation;
+mod output;
 mod reply;
 mod rows;
+mod server;
+mod session;
+mod slowlog;
 mod spec;
+
+pub use config::RedisConfig;
+pub use info::{Facts, NodeFacts};
+pub use operation::RedisCodec;
+pub use server::RedisServer;

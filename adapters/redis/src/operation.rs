@@ -59,6 +59,11 @@ impl RedisOperation {
         })
     }
 
+    /// The arguments, name first.
+    pub(crate) fn args(&self) -> &[Bytes] {
+        &self.args
+    }
+
     /// As [`RedisOperation::new`], for arguments whose spec is looked up by name.
     pub(crate) fn from_args(
         args: Vec<Bytes>,
@@ -116,6 +121,11 @@ fn route_keys(keys: Keys, args: &[Bytes], database: u8) -> Result<Vec<Bytes>, Re
     if let Keys::ScanCursor(position) = keys {
         let slot = commands::scan_cursor_slot(args.get(position).map_or(b"", |text| text))?;
         return Ok(vec![slot_prefix(slot, database)]);
+    }
+    if let Keys::At(position) = keys
+        && let Some(key) = args.get(position)
+    {
+        return Ok(vec![first_row_key(database, key)]);
     }
     Ok(key_positions(keys, args)?
         .into_iter()

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::args::Args;
 use crate::reply::{Reply, ReplyError};
 use crate::rows::Db;
+use crate::session::{Answer, Session};
 
 /// How many arguments, the command's name included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,22 @@ pub(crate) struct Flags {
     pub(crate) internal: bool,
     /// May grow memory or disk: refused when full.
     pub(crate) denyoom: bool,
+    /// Allowed before AUTH.
+    pub(crate) no_auth: bool,
+    /// For operators: shows or changes the server.
+    pub(crate) admin: bool,
+}
+
+impl Flags {
+    const NONE: Self = Self {
+        write: false,
+        fast: false,
+        blocking: false,
+        internal: false,
+        denyoom: false,
+        no_auth: false,
+        admin: false,
+    };
 }
 
 /// How a command is run.
@@ -78,7 +95,27 @@ pub(crate) enum Run {
     /// As attempts that may have to wait; see [`Blocking`].
     Blocking(fn(&mut Args<'_>) -> Result<Blocking, ReplyError>),
     /// By the connection itself.
-    Connection,
+    Connection(ConnectionCommand),
+    /// By the connection, according to the second word.
+    Container(&'static [Subcommand]),
+}
+
+/// A command of the connection; its arguments have the name first.
+pub(crate) type ConnectionCommand = fn(&mut Session, &[Bytes]) -> Result<Answer, ReplyError>;
+
+/// One subcommand of a [`Run::Container`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Subcommand {
+    /// Upper case.
+    pub(crate) name: &'static str,
+    /// Lower case with its container, such as `"client|id"`, for error lines.
+    pub(crate) lower: &'static str,
+    /// With both words counted.
+    pub(crate) arity: Arity,
+    /// What stands behind the name in `HELP`.
+    pub(crate) syntax: &'static str,
+    pub(crate) summary: &'static str,
+    pub(crate) run: ConnectionCommand,
 }
 
 /// One command, as data.
@@ -106,13 +143,7 @@ impl Spec {
         keys: Keys,
         parse: fn(&mut Args<'_>) -> Result<Box<dyn Command>, ReplyError>,
     ) -> Self {
-        let flags = Flags {
-            write: false,
-            fast: false,
-            blocking: false,
-            internal: false,
-            denyoom: false,
-        };
+        let flags = Flags::NONE;
         Self {
             name,
             lower,
@@ -135,10 +166,8 @@ impl Spec {
     ) -> Self {
         let flags = Flags {
             write: true,
-            fast: false,
-            blocking: false,
-            internal: false,
             denyoom: true,
+            ..Flags::NONE
         };
         Self {
             name,
@@ -180,10 +209,9 @@ impl Spec {
     ) -> Self {
         let flags = Flags {
             write: true,
-            fast: false,
             blocking: true,
-            internal: false,
             denyoom: true,
+            ..Flags::NONE
         };
         Self {
             name,
@@ -202,13 +230,11 @@ impl Spec {
         lower: &'static str,
         category: &'static str,
         arity: Arity,
+        run: ConnectionCommand,
     ) -> Self {
         let flags = Flags {
-            write: false,
             fast: true,
-            blocking: false,
-            internal: false,
-            denyoom: false,
+            ..Flags::NONE
         };
         Self {
             name,
@@ -217,8 +243,39 @@ impl Spec {
             keys: Keys::None,
             flags,
             category,
-            run: Run::Connection,
+            run: Run::Connection(run),
         }
+    }
+
+    /// A command of the connection or the server with subcommands.
+    pub(crate) const fn container(
+        name: &'static str,
+        lower: &'static str,
+        category: &'static str,
+        subcommands: &'static [Subcommand],
+    ) -> Self {
+        Self {
+            name,
+            lower,
+            arity: Arity::AtLeast(2),
+            keys: Keys::None,
+            flags: Flags::NONE,
+            category,
+            run: Run::Container(subcommands),
+        }
+    }
+
+    /// The same, allowed before AUTH.
+    pub(crate) const fn no_auth(mut self) -> Self {
+        self.flags.no_auth = true;
+        self
+    }
+
+    /// The same, for operators.
+    pub(crate) const fn admin(mut self) -> Self {
+        self.flags.admin = true;
+        self.flags.fast = false;
+        self
     }
 }
 

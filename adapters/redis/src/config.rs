@@ -1,0 +1,348 @@
+//! Settings of the door: what the binary starts it with, and what CONFIG shows and changes.
+//!
+//! CONFIG SET changes this node only, until it stops.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use leadline_raft::FALLBACK_DEADLINE;
+
+/// How a [`crate::RedisServer`] starts.
+#[derive(Clone, Debug)]
+pub struct RedisConfig {
+    /// Connections at once; more are refused with an error line.
+    pub max_clients: usize,
+    /// The password of the user `default`; `None` asks for none.
+    pub password: Option<String>,
+    /// The deadline of a command that brings none.
+    pub fallback_deadline: Duration,
+    /// Memory for requests and replies of all connections together.
+    pub memory_limit: usize,
+    /// The longest argument, in bytes.
+    pub proto_max_bulk_len: u64,
+    /// The port that INFO and CONFIG GET name.
+    pub port: u16,
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            max_clients: 10_000,
+            password: None,
+            fallback_deadline: FALLBACK_DEADLINE,
+            memory_limit: 1 << 30,
+            proto_max_bulk_len: 512 << 20,
+            port: 6379,
+        }
+    }
+}
+
+/// What CONFIG SET can change.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) requirepass: Bytes,
+    pub(crate) maxclients: usize,
+    /// Idle connections are closed after so many seconds; 0: never.
+    pub(crate) timeout_s: u64,
+    pub(crate) proto_max_bulk_len: u64,
+    /// Negative: the slow log is off.
+    pub(crate) slowlog_log_slower_than_us: i64,
+    pub(crate) slowlog_max_len: usize,
+    pub(crate) fallback_deadline: Duration,
+    port: u16,
+}
+
+/// Changes a parameter, or says what is wrong with the value.
+type Set = fn(&mut Settings, &[u8]) -> Result<(), &'static str>;
+
+/// One parameter of CONFIG.
+struct Parameter {
+    name: &'static str,
+    get: fn(&Settings) -> String,
+    /// `None`: cannot be changed while running.
+    set: Option<Set>,
+}
+
+const fn fixed(name: &'static str, get: fn(&Settings) -> String) -> Parameter {
+    Parameter {
+        name,
+        get,
+        set: None,
+    }
+}
+
+const NOT_INTEGER: &str = "argument couldn't be parsed into an integer";
+const OUT_OF_RANGE: &str = "argument must be between the limits of this parameter";
+
+fn number<T: TryFrom<i64>>(text: &[u8]) -> Result<T, &'static str> {
+    let number = crate::args::parse_integer(text).ok_or(NOT_INTEGER)?;
+    T::try_from(number).map_err(|_| OUT_OF_RANGE)
+}
+
+/// `512mb` and its like.
+fn memory(text: &[u8]) -> Result<u64, &'static str> {
+    const NOT_MEMORY: &str = "argument must be a memory value";
+    let text = std::str::from_utf8(text)
+        .map_err(|_| NOT_MEMORY)?
+        .to_ascii_lowercase();
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let factor = match &text[digits.len()..] {
+        "" | "b" => 1,
+        "k" => 1000,
+        "kb" => 1 << 10,
+        "m" => 1_000_000,
+        "mb" => 1 << 20,
+        "g" => 1_000_000_000,
+        "gb" => 1 << 30,
+        _ => return Err(NOT_MEMORY),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(factor))
+        .ok_or(NOT_MEMORY)
+}
+
+const PARAMETERS: &[Parameter] = &[
+    fixed("appendfsync", |_| "always".into()),
+    fixed("appendonly", |_| "yes".into()),
+    fixed("bind", |_| String::new()),
+    fixed("cluster-enabled", |_| "no".into()),
+    fixed("databases", |_| "16".into()),
+    Parameter {
+        name: "fallback-deadline-ms",
+        get: |settings| settings.fallback_deadline.as_millis().to_string(),
+        set: Some(|settings, text| {
+            let millis: u64 = number(text)?;
+            if millis == 0 {
+                return Err(OUT_OF_RANGE);
+            }
+            settings.fallback_deadline = Duration::from_millis(millis);
+            Ok(())
+        }),
+    },
+    fixed("lazyfree-lazy-expire", |_| "yes".into()),
+    Parameter {
+        name: "maxclients",
+        get: |settings| settings.maxclients.to_string(),
+        set: Some(|settings, text| {
+            let clients: usize = number(text)?;
+            if clients == 0 {
+                return Err(OUT_OF_RANGE);
+            }
+            settings.maxclients = clients;
+            Ok(())
+        }),
+    },
+    fixed("maxmemory", |_| "0".into()),
+    fixed("maxmemory-policy", |_| "noeviction".into()),
+    fixed("notify-keyspace-events", |_| String::new()),
+    fixed("port", |settings| settings.port.to_string()),
+    Parameter {
+        name: "proto-max-bulk-len",
+        get: |settings| settings.proto_max_bulk_len.to_string(),
+        set: Some(|settings, text| {
+            let length = memory(text)?;
+            if length < 1 << 20 {
+                return Err(OUT_OF_RANGE);
+            }
+            settings.proto_max_bulk_len = length;
+            Ok(())
+        }),
+    },
+    Parameter {
+        name: "requirepass",
+        get: |settings| String::from_utf8_lossy(&settings.requirepass).into_owned(),
+        set: Some(|settings, text| {
+            settings.requirepass = Bytes::copy_from_slice(text);
+            Ok(())
+        }),
+    },
+    fixed("save", |_| String::new()),
+    Parameter {
+        name: "slowlog-log-slower-than",
+        get: |settings| settings.slowlog_log_slower_than_us.to_string(),
+        set: Some(|settings, text| {
+            settings.slowlog_log_slower_than_us = number(text)?;
+            Ok(())
+        }),
+    },
+    Parameter {
+        name: "slowlog-max-len",
+        get: |settings| settings.slowlog_max_len.to_string(),
+        set: Some(|settings, text| {
+            let length: usize = number(text)?;
+            if length > 100_000 {
+                return Err(OUT_OF_RANGE);
+            }
+            settings.slowlog_max_len = length;
+            Ok(())
+        }),
+    },
+    Parameter {
+        name: "timeout",
+        get: |settings| settings.timeout_s.to_string(),
+        set: Some(|settings, text| {
+            settings.timeout_s = number(text)?;
+            Ok(())
+        }),
+    },
+];
+
+impl Settings {
+    pub(crate) fn new(config: &RedisConfig) -> Self {
+        Self {
+            requirepass: config.password.clone().unwrap_or_default().into(),
+            maxclients: config.max_clients,
+            timeout_s: 0,
+            proto_max_bulk_len: config.proto_max_bulk_len,
+            slowlog_log_slower_than_us: 10_000,
+            slowlog_max_len: 128,
+            fallback_deadline: config.fallback_deadline,
+            port: config.port,
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Names and values of the parameters that match one of `patterns`, in order.
+    pub(crate) fn matching(&self, patterns: &[Bytes]) -> Vec<(&'static str, String)> {
+        PARAMETERS
+            .iter()
+            .filter(|parameter| {
+                patterns
+                    .iter()
+                    .any(|pattern| glob(&pattern.to_ascii_lowercase(), parameter.name.as_bytes()))
+            })
+            .map(|parameter| (parameter.name, (parameter.get)(self)))
+            .collect()
+    }
+
+    /// These settings with `name` set to `value`.
+    ///
+    /// # Errors
+    /// The line that Redis gives.
+    pub(crate) fn with(mut self, name: &[u8], value: &[u8]) -> Result<Self, String> {
+        let shown = String::from_utf8_lossy(name).into_owned();
+        let Some(parameter) = PARAMETERS
+            .iter()
+            .find(|parameter| name.eq_ignore_ascii_case(parameter.name.as_bytes()))
+        else {
+            return Err(format!(
+                "ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"
+            ));
+        };
+        let failed =
+            |why| format!("ERR CONFIG SET failed (possibly related to argument '{shown}') - {why}");
+        let set = parameter
+            .set
+            .ok_or_else(|| failed("can't set immutable config"))?;
+        set(&mut self, value).map_err(failed)?;
+        Ok(self)
+    }
+}
+
+/// Whether `text` matches a Redis glob: `*`, `?`, `[a-z]`, `[^a]`, `\` before a literal.
+///
+/// Linear in `text` for each `*`: the last star takes what is left over.
+pub(crate) fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        let step = match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p + 1, t));
+                p += 1;
+                continue;
+            }
+            Some(b'?') => Some(p + 1),
+            Some(b'[') => class(&pattern[p..], text[t]).map(|length| p + length),
+            Some(b'\\') if p + 1 < pattern.len() => (pattern[p + 1] == text[t]).then_some(p + 2),
+            Some(&literal) => (literal == text[t]).then_some(p + 1),
+            None => None,
+        };
+        match (step, star) {
+            (Some(next), _) => {
+                p = next;
+                t += 1;
+            }
+            (None, Some((after, from))) => {
+                p = after;
+                t = from + 1;
+                star = Some((after, from + 1));
+            }
+            (None, None) => return false,
+        }
+    }
+    pattern[p..].iter().all(|byte| *byte == b'*')
+}
+
+/// The length of the class at the start of `pattern`, if `byte` is in it.
+fn class(pattern: &[u8], byte: u8) -> Option<usize> {
+    let negated = pattern.get(1) == Some(&b'^');
+    let mut at = if negated { 2 } else { 1 };
+    let mut found = false;
+    while at < pattern.len() && pattern[at] != b']' {
+        if pattern[at] == b'\\' && at + 1 < pattern.len() {
+            at += 1;
+            found |= pattern[at] == byte;
+            at += 1;
+        } else if pattern.get(at + 1) == Some(&b'-') && at + 2 < pattern.len() {
+            let (low, high) = (pattern[at], pattern[at + 2]);
+            found |= (low.min(high)..=low.max(high)).contains(&byte);
+            at += 3;
+        } else {
+            found |= pattern[at] == byte;
+            at += 1;
+        }
+    }
+    (found != negated).then_some((at + 1).min(pattern.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs_match_as_in_redis() {
+        for (pattern, text, matches) in [
+            ("*", "", true),
+            ("h?llo", "hello", true),
+            ("h*llo", "heeeello", true),
+            ("h[ae]llo", "hallo", true),
+            ("h[^e]llo", "hello", false),
+            ("h[a-c]llo", "hbllo", true),
+            (r"h\*llo", "h*llo", true),
+            (r"h\*llo", "hello", false),
+            ("*a*b*c", "xxaxxbxxc", true),
+            ("*a*b*c", "xxaxxbxx", false),
+            ("a", "ab", false),
+            ("slowlog-*", "slowlog-max-len", true),
+        ] {
+            let matched = glob(pattern.as_bytes(), text.as_bytes());
+            assert_eq!(matched, matches, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn a_parameter_is_changed_only_to_a_value_it_can_have() {
+        let settings = Settings::new(&RedisConfig::default());
+        let changed = settings
+            .clone()
+            .with(b"Proto-Max-Bulk-Len", b"1mb")
+            .unwrap();
+        assert_eq!(changed.proto_max_bulk_len, 1 << 20);
+        for (name, value) in [
+            ("proto-max-bulk-len", "much"),
+            ("maxclients", "0"),
+            ("maxclients", "-5"),
+            ("databases", "3"),
+            ("no-such", "1"),
+        ] {
+            let refused = settings.clone().with(name.as_bytes(), value.as_bytes());
+            assert!(refused.unwrap_err().contains(name), "{name} {value}");
+        }
+    }
+}

@@ -1,0 +1,687 @@
+//! One client: requests in, commands begun in their order, replies out in the same order.
+//!
+//! # Invariants
+//! 1. Replies leave in the order of their requests; every request has one (unless the client asked
+//!    for none).
+//! 2. What is not answered yet is bounded, in commands and in bytes, and so is what is not read by
+//!    the client yet: beyond that nothing more is begun, and then nothing more is read.
+//! 3. A command that waits for a key holds up those behind it, as in Redis.
+//! 4. The end of the connection cancels what it began.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
+use leadline_kv::{ErrorClass, KvError, PendingReply};
+use leadline_raft::Context;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::{Instant, Sleep};
+
+use crate::blocking::Wait;
+use crate::clients::{KILL, RESUME, STOP};
+use crate::decoder::{Decoder, Limits};
+use crate::error;
+use crate::metrics::{self, Metrics};
+use crate::operation::RedisOperation;
+use crate::output::Output;
+use crate::reply::{self, Reply, ReplyError};
+use crate::session::{Answer, Replies, Session, run_subcommand};
+use crate::slowlog::{self, Entry};
+use crate::spec::{Run, Spec};
+use crate::{args::Args, commands};
+
+/// Room made for a read; doubled while reads fill it, so that an idle client costs little.
+const SMALLEST_READ: usize = 2 * 1024;
+const LARGEST_READ: usize = 64 * 1024;
+
+/// While nothing can be begun, no more than this is read ahead.
+const READ_AHEAD: usize = 64 * 1024;
+
+/// While this much waits for the client to read, nothing more is begun.
+const OUTPUT_LIMIT: usize = 256 * 1024;
+
+/// Replies are written at this size even though more are to come.
+const FLUSH_AT: usize = 32 * 1024;
+
+/// Commands begun and not answered.
+const SMALLEST_WINDOW: usize = 8;
+const FIRST_WINDOW: usize = 64;
+const LARGEST_WINDOW: usize = 1024;
+
+/// Argument bytes of the commands begun and not answered.
+const IN_FLIGHT_LIMIT: usize = 4 * 1024 * 1024;
+
+/// A client that closed its sending side may still read: what it began gets so long to end.
+const HALF_CLOSED: Duration = Duration::from_millis(250);
+
+/// Above this, a connection gives way when the memory of all together is spent.
+const MODEST: usize = 256 * 1024;
+
+/// Why a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By QUIT, by the server's stop, after a protocol error; or the client closed with nothing open.
+    Closed,
+    /// The client left while its commands were running.
+    Gone,
+    /// By CLIENT KILL, or for not reading its replies.
+    Killed,
+    /// The memory of all connections was spent, and this one held much of it.
+    OverBudget,
+}
+
+/// Something that became possible.
+enum Turn {
+    /// Input arrived, or room for more commands.
+    Dispatch,
+    End(End),
+}
+
+/// A command that is not answered yet.
+struct InFlight {
+    reply: Late,
+    command: usize,
+    began: Instant,
+    silent: bool,
+    blocking: bool,
+    size: usize,
+    /// For the slow log.
+    operation: Option<Arc<RedisOperation>>,
+}
+
+enum Late {
+    Pending(PendingReply),
+    Acknowledged(i64),
+}
+
+/// What is known of a command when it begins.
+struct Begun {
+    command: usize,
+    now: Instant,
+    silent: bool,
+    size: usize,
+}
+
+pub(crate) struct Connection<S> {
+    io: S,
+    session: Session,
+    decoder: Decoder,
+    input: BytesMut,
+    read_size: usize,
+    output: Output,
+    queue: VecDeque<InFlight>,
+    in_flight: usize,
+    window: usize,
+    /// Decoded, and held back by CLIENT PAUSE.
+    paused: Option<Vec<Bytes>>,
+    /// Something in `input` may be ready to begin, but there is no room for it.
+    halted: bool,
+    /// The last of `queue` waits for a key.
+    blocked: bool,
+    /// Nothing more is begun; the connection ends when all is answered.
+    closing: bool,
+    end_of_input: bool,
+    /// There was no room in the output for replies that may be there.
+    cut_short: bool,
+    limits: Limits,
+    /// Output was ready and more is to come soon: it has been held back once.
+    held: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What this connection has charged to the memory of all.
+    charged: usize,
+    run: metrics::Run,
+}
+
+/// Counts a blocked client for as long as it lives.
+struct Blocked(Arc<Metrics>);
+
+impl Blocked {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics::count(&metrics.blocked);
+        Self(metrics)
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        self.0.blocked.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.run.flush(&self.session.shared.metrics);
+        self.session.shared.memory.release(self.charged);
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    pub(crate) fn new(io: S, session: Session) -> Self {
+        Self {
+            io,
+            session,
+            decoder: Decoder::new(),
+            input: BytesMut::new(),
+            read_size: SMALLEST_READ,
+            output: Output::default(),
+            queue: VecDeque::new(),
+            in_flight: 0,
+            window: FIRST_WINDOW,
+            paused: None,
+            halted: false,
+            blocked: false,
+            closing: false,
+            end_of_input: false,
+            cut_short: false,
+            limits: Limits::UNAUTHENTICATED,
+            held: false,
+            timer: None,
+            charged: 0,
+            run: metrics::Run::default(),
+        }
+    }
+
+    /// Serves the client until one of them ends it.
+    pub(crate) async fn serve(mut self) -> End {
+        // Whatever this connection began ends with it.
+        let _guard = self.session.root.guard();
+        loop {
+            self.dispatch();
+            if !self.within_budget() {
+                return End::OverBudget;
+            }
+            match poll_fn(|cx| self.poll_turn(cx)).await {
+                Turn::Dispatch => {}
+                Turn::End(end) => return end,
+            }
+        }
+    }
+
+    /// Begins what has arrived, in order, as far as there is room.
+    fn dispatch(&mut self) {
+        if self.input.is_empty() && self.paused.is_none() {
+            self.halted = false;
+            return;
+        }
+        let now = Instant::now();
+        let mut ctx = None;
+        self.set_limits();
+        loop {
+            if self.is_full() {
+                self.halted = true;
+                return;
+            }
+            let args = match self.paused.take() {
+                Some(args) => args,
+                None => match self.decoder.next(&mut self.input, self.limits) {
+                    Ok(Some(args)) => args,
+                    Ok(None) => {
+                        self.halted = false;
+                        return;
+                    }
+                    Err(error) => {
+                        metrics::count(&self.session.shared.metrics.rejected);
+                        let begun = self.begun(commands::count(), now, 0);
+                        self.answer(begun, &Reply::from_result(Err(ReplyError::err(error))));
+                        self.closing = true;
+                        return;
+                    }
+                },
+            };
+            if let Some(until) = self.session.shared.paused(&args[0], now) {
+                self.timer = Some(Box::pin(tokio::time::sleep_until(until)));
+                self.paused = Some(args);
+                self.halted = true;
+                return;
+            }
+            self.begin(args, now, None, &mut ctx);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.blocked
+            || self.closing
+            || self.queue.len() >= self.window
+            || self.in_flight >= IN_FLIGHT_LIMIT
+            || self.output.len() >= OUTPUT_LIMIT
+    }
+
+    fn set_limits(&mut self) {
+        self.limits = if self.session.authenticated {
+            Limits::authenticated(self.session.shared.settings().proto_max_bulk_len)
+        } else {
+            Limits::UNAUTHENTICATED
+        };
+    }
+
+    fn begun(&mut self, command: usize, now: Instant, size: usize) -> Begun {
+        let session = &mut self.session;
+        let silent = session.replies != Replies::On;
+        if session.replies == Replies::SkipNext {
+            session.replies = Replies::On;
+        }
+        Begun {
+            command,
+            now,
+            silent,
+            size,
+        }
+    }
+
+    /// Begins one command. `ctx` is shared by the commands of a round that bring no deadline.
+    fn begin(
+        &mut self,
+        args: Vec<Bytes>,
+        now: Instant,
+        own: Option<Duration>,
+        ctx: &mut Option<Context>,
+    ) {
+        let Some((command, spec)) = commands::lookup(&args[0]) else {
+            let begun = self.begun(commands::count(), now, 0);
+            if is_http(&args[0]) {
+                // A browser was tricked into talking to us: nothing it says is meant for a store.
+                tracing::warn!(
+                    client = self.session.client.id,
+                    "HTTP on the Redis port: closed"
+                );
+                metrics::count(&self.session.shared.metrics.rejected);
+                self.closing = true;
+                return;
+            }
+            self.refuse(begun, commands::unknown(&args));
+            return;
+        };
+        self.session.client.requested(now, command);
+        let size = args.iter().map(Bytes::len).sum();
+        let begun = self.begun(command, now, size);
+        if !spec.arity.admits(args.len()) {
+            self.refuse(begun, ReplyError::Arity(spec.lower.into()));
+            return;
+        }
+        if !self.session.authenticated && !spec.flags.no_auth {
+            let error = ReplyError::Line("NOAUTH Authentication required.".into());
+            self.refuse(begun, error);
+            return;
+        }
+        match spec.run {
+            Run::Rows(_) => {
+                let session = &self.session;
+                match RedisOperation::new(spec, args, session.database, session.resp) {
+                    Ok(operation) => {
+                        let operation = Arc::new(operation);
+                        let ctx = match own {
+                            Some(_) => &session.context(now, own),
+                            None => ctx.get_or_insert_with(|| session.context(now, None)),
+                        };
+                        let reply = session.shared.coordinator.submit(ctx, operation.clone());
+                        self.push(begun, Late::Pending(reply), Some(operation));
+                    }
+                    Err(error) => self.refuse(begun, error),
+                }
+            }
+            Run::Blocking(parse) => match self.wait(spec, parse, &args, now, own) {
+                Ok(reply) => {
+                    self.blocked = true;
+                    self.push(begun, Late::Pending(reply), None);
+                }
+                Err(error) => self.refuse(begun, error),
+            },
+            Run::Connection(run) => {
+                let answer = run(&mut self.session, &args);
+                self.answered(begun, answer, now, ctx);
+            }
+            Run::Container(subcommands) => {
+                let answer = run_subcommand(spec.lower, subcommands, &mut self.session, &args);
+                self.answered(begun, answer, now, ctx);
+            }
+        }
+    }
+
+    /// Does what a command of the connection answered.
+    fn answered(
+        &mut self,
+        mut begun: Begun,
+        answer: Result<Answer, ReplyError>,
+        now: Instant,
+        ctx: &mut Option<Context>,
+    ) {
+        // AUTH, CLIENT DEADLINE and CLIENT REPLY hold from here on.
+        *ctx = None;
+        self.set_limits();
+        begun.silent |= self.session.replies != Replies::On;
+        match answer {
+            Ok(Answer::Aloud(reply)) => {
+                begun.silent = false;
+                self.answer(begun, &reply);
+            }
+            Ok(Answer::Reply(reply)) => self.answer(begun, &reply),
+            Ok(Answer::Close(reply)) => {
+                self.answer(begun, &reply);
+                self.closing = true;
+            }
+            Ok(Answer::Later(reply)) => self.push(begun, Late::Pending(reply), None),
+            Ok(Answer::Acknowledged(count)) => self.push(begun, Late::Acknowledged(count), None),
+            Ok(Answer::Within(deadline, args)) => {
+                // The inner command counts as the command, with this one's place in CLIENT REPLY.
+                if begun.silent && self.session.replies == Replies::On {
+                    self.session.replies = Replies::SkipNext;
+                }
+                self.begin(args, now, Some(deadline), ctx);
+            }
+            Err(error) => self.refuse(begun, error),
+        }
+    }
+
+    fn wait(
+        &self,
+        spec: &'static Spec,
+        parse: fn(&mut Args<'_>) -> Result<crate::spec::Blocking, ReplyError>,
+        args: &[Bytes],
+        now: Instant,
+        own: Option<Duration>,
+    ) -> Result<PendingReply, ReplyError> {
+        let session = &self.session;
+        let blocking = parse(&mut Args::new(spec.lower, &args[1..]))?;
+        let wait = Wait::new(
+            session.shared.coordinator.clone(),
+            session.root.clone(),
+            blocking,
+            session.database,
+            session.resp,
+            now,
+            own,
+            session.shared.settings().fallback_deadline,
+            session.client.block(),
+        )
+        .inspect_err(|_| session.client.unblocked())?;
+        let counted = Blocked::new(session.shared.metrics.clone());
+        Ok(PendingReply::running(Box::pin(async move {
+            let _counted = counted;
+            wait.run().await
+        })))
+    }
+
+    fn refuse(&mut self, begun: Begun, error: ReplyError) {
+        self.answer(begun, &Reply::from_result(Err(error)));
+    }
+
+    /// Gives a reply that is known at once.
+    fn answer(&mut self, begun: Begun, reply: &Reply) {
+        let resp = self.session.resp;
+        if !self.queue.is_empty() {
+            let mut bytes = BytesMut::new();
+            reply::encode(reply, resp, &mut bytes);
+            let late = Late::Pending(PendingReply::ready(Ok(bytes.freeze())));
+            self.push(begun, late, None);
+            return;
+        }
+        let metrics = &self.session.shared.metrics;
+        self.run.add(metrics, begun.command, Duration::ZERO);
+        if matches!(reply, Reply::Error(_)) {
+            metrics.failed(begun.command, ErrorClass::Refused);
+        }
+        if !begun.silent {
+            self.output.append(|tail| reply::encode(reply, resp, tail));
+        }
+    }
+
+    /// Queues a reply to come; one that is there already is given at once if its turn has come.
+    fn push(&mut self, begun: Begun, reply: Late, operation: Option<Arc<RedisOperation>>) {
+        let mut waiting = InFlight {
+            reply,
+            command: begun.command,
+            began: begun.now,
+            silent: begun.silent,
+            blocking: self.blocked,
+            size: begun.size,
+            operation,
+        };
+        if self.queue.is_empty()
+            && let Late::Pending(pending) = &mut waiting.reply
+            && pending.is_ready()
+            && let Some(result) = pending.now_or_never()
+        {
+            self.in_flight += waiting.size;
+            self.finish(waiting, result, begun.now);
+            return;
+        }
+        self.in_flight += waiting.size;
+        self.queue.push_back(waiting);
+    }
+
+    /// Takes the replies that are there, in order, as far as there is room for them.
+    fn drain(&mut self, cx: &mut TaskContext<'_>) {
+        let mut now = None;
+        let (before, mut count) = (self.output.len(), 0);
+        self.cut_short = false;
+        while let Some(front) = self.queue.front_mut() {
+            if self.output.len() >= OUTPUT_LIMIT {
+                self.cut_short = true;
+                break;
+            }
+            let result = match &mut front.reply {
+                Late::Pending(pending) => match Pin::new(pending).poll(cx) {
+                    Poll::Ready(result) => result,
+                    Poll::Pending => break,
+                },
+                Late::Acknowledged(count) => {
+                    let count = if self.session.unsettled { 0 } else { *count };
+                    Ok(self.session.encode(&Reply::Integer(count)))
+                }
+            };
+            if let Some(waiting) = self.queue.pop_front() {
+                let now = *now.get_or_insert_with(Instant::now);
+                self.finish(waiting, result, now);
+                count += 1;
+            }
+        }
+        if let Some(size) = (self.output.len() - before).checked_div(count) {
+            self.run.flush(&self.session.shared.metrics);
+            self.resize_window(size);
+        }
+    }
+
+    /// Big replies make the window small: replies that nobody reads are held in memory.
+    fn resize_window(&mut self, reply_size: usize) {
+        let fitting = OUTPUT_LIMIT / reply_size.max(1);
+        self.window = fitting.clamp(SMALLEST_WINDOW, (self.window * 2).min(LARGEST_WINDOW));
+    }
+
+    fn finish(&mut self, waiting: InFlight, result: Result<Bytes, KvError>, now: Instant) {
+        let shared = &self.session.shared;
+        let took = now.saturating_duration_since(waiting.began);
+        self.in_flight -= waiting.size;
+        self.run.add(&shared.metrics, waiting.command, took);
+        if waiting.blocking {
+            self.blocked = false;
+            self.session.client.unblocked();
+        } else if let Some(operation) = &waiting.operation
+            && shared.is_slow(took)
+        {
+            shared.slowlog.push(
+                Entry {
+                    id: 0,
+                    unix_s: shared.facts.unix_time().as_secs(),
+                    took,
+                    args: slowlog::shortened(operation.args()),
+                    address: self.session.client.address.clone(),
+                    name: self.session.client.names.lock().name.clone(),
+                },
+                shared.settings().slowlog_max_len,
+            );
+        }
+        match result {
+            Ok(bytes) => {
+                if bytes.first() == Some(&b'-') {
+                    shared.metrics.failed(waiting.command, ErrorClass::Refused);
+                }
+                if !waiting.silent {
+                    self.output.push(bytes);
+                }
+            }
+            Err(error) => {
+                shared.metrics.failed(waiting.command, error.class());
+                self.session.unsettled |= matches!(error, KvError::Unknown(_));
+                if !waiting.silent {
+                    let reply = Reply::Error(error::line(&error));
+                    let resp = self.session.resp;
+                    self.output.append(|tail| reply::encode(&reply, resp, tail));
+                }
+            }
+        }
+    }
+
+    /// Charges what this connection holds; false when it must give way.
+    fn within_budget(&mut self) -> bool {
+        let (input, output) = (
+            self.input.capacity() + self.decoder.held(),
+            self.output.memory(),
+        );
+        let held = input + output + self.in_flight;
+        let client = &self.session.client;
+        client.input.store(input, Ordering::Relaxed);
+        client.output.store(output, Ordering::Relaxed);
+        let fits = self.session.shared.memory.recharge(&mut self.charged, held);
+        fits || held <= MODEST
+    }
+
+    /// One look at everything that can happen next.
+    fn poll_turn(&mut self, cx: &mut TaskContext<'_>) -> Poll<Turn> {
+        self.session.client.register(cx.waker());
+        let signals = self.session.client.signals();
+        if signals & KILL != 0 {
+            return Poll::Ready(Turn::End(End::Killed));
+        }
+        if signals & STOP != 0 {
+            self.closing = true;
+        }
+        if signals & RESUME != 0 {
+            self.session.client.clear(RESUME);
+            if self.paused.is_some() {
+                self.timer = None;
+                return Poll::Ready(Turn::Dispatch);
+            }
+        }
+
+        self.drain(cx);
+        if self.poll_output(cx).is_err() {
+            return Poll::Ready(Turn::End(End::Gone));
+        }
+        if self.cut_short && self.output.len() < OUTPUT_LIMIT {
+            return Poll::Ready(Turn::Dispatch);
+        }
+        if self.queue.is_empty() && self.output.is_empty() {
+            self.run.flush(&self.session.shared.metrics);
+            if self.closing || (self.end_of_input && !self.halted) {
+                return Poll::Ready(Turn::End(End::Closed));
+            }
+        }
+        if self.halted && !self.is_full() && self.paused.is_none() {
+            return Poll::Ready(Turn::Dispatch);
+        }
+
+        match self.poll_input(cx) {
+            Poll::Ready(Ok(0)) => {
+                self.end_of_input = true;
+                if self.blocked || self.paused.is_some() {
+                    return Poll::Ready(Turn::End(End::Gone));
+                }
+                self.timer = Some(Box::pin(tokio::time::sleep(HALF_CLOSED)));
+                return Poll::Ready(Turn::Dispatch);
+            }
+            Poll::Ready(Ok(_)) => return Poll::Ready(Turn::Dispatch),
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(client = self.session.client.id, %error, "connection lost");
+                let idle = self.queue.is_empty();
+                return Poll::Ready(Turn::End(if idle { End::Closed } else { End::Gone }));
+            }
+            Poll::Pending => {}
+        }
+
+        if let Some(timer) = &mut self.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            self.timer = None;
+            return Poll::Ready(if self.end_of_input {
+                Turn::End(End::Gone)
+            } else {
+                // A pause is over, or has been made longer.
+                Turn::Dispatch
+            });
+        }
+        Poll::Pending
+    }
+
+    /// Writes what is to be written. Replies that come close together leave together: while more are
+    /// on their way, the first waits for one more turn of this task.
+    fn poll_output(&mut self, cx: &mut TaskContext<'_>) -> std::io::Result<()> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        if !self.queue.is_empty() && self.output.len() < FLUSH_AT && !self.held {
+            self.held = true;
+            cx.waker().wake_by_ref();
+            return Ok(());
+        }
+        let before = self.output.len();
+        let written = self.output.poll_write(&mut self.io, cx);
+        let sent = before - self.output.len();
+        let shared = &self.session.shared;
+        shared
+            .metrics
+            .bytes_out
+            .fetch_add(sent as u64, Ordering::Relaxed);
+        match written {
+            Poll::Ready(Ok(())) => {
+                self.held = false;
+                self.session.client.output_stuck(None);
+                Ok(())
+            }
+            Poll::Ready(Err(error)) => Err(error),
+            Poll::Pending => {
+                if sent > 0 || !self.session.client.is_stuck() {
+                    self.session.client.output_stuck(Some(Instant::now()));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads once, if there is room. `Ok(0)` is the end of the client's requests.
+    fn poll_input(&mut self, cx: &mut TaskContext<'_>) -> Poll<std::io::Result<usize>> {
+        if self.end_of_input || self.closing || (self.halted && self.input.len() >= READ_AHEAD) {
+            return Poll::Pending;
+        }
+        let spare = self.input.capacity() - self.input.len();
+        if spare < self.read_size / 4 {
+            // Not more than has arrived already, so that memory follows what was received.
+            let wanted = self
+                .decoder
+                .wanted(&self.input)
+                .clamp(self.read_size, self.read_size.max(self.input.len()));
+            self.input.reserve(wanted);
+            self.decoder.set_chunk(self.input.capacity());
+        }
+        let spare = self.input.capacity() - self.input.len();
+        let read = pin!(self.io.read_buf(&mut self.input)).poll(cx);
+        if let Poll::Ready(Ok(count)) = read {
+            if count == spare {
+                self.read_size = (self.read_size * 2).min(LARGEST_READ);
+            }
+            let bytes_in = &self.session.shared.metrics.bytes_in;
+            bytes_in.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+/// What Redis, too, takes for HTTP that was smuggled in.
+fn is_http(word: &[u8]) -> bool {
+    word.eq_ignore_ascii_case(b"POST") || word.eq_ignore_ascii_case(b"Host:")
+}

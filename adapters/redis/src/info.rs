@@ -1,0 +1,347 @@
+//! What INFO shows, and where its facts about the node come from.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use leadline_kv::{ErrorClass, KvError};
+use leadline_raft::Context;
+
+use crate::operation::RedisOperation;
+use crate::reply::{Reply, Resp};
+use crate::server::Shared;
+use crate::{commands, reply};
+
+/// The Redis version whose behaviour clients may expect.
+pub(crate) const REDIS_VERSION: &str = "7.2.0";
+
+/// Databases of every server.
+pub(crate) const DATABASES: u8 = 16;
+
+/// What the Redis door tells clients about the node and the cluster it is a part of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The version of the binary.
+    pub version: String,
+    pub node_id: u64,
+    pub cluster_id: u64,
+    pub nodes: usize,
+    pub voters: usize,
+    pub shards: usize,
+    /// Shards that this node leads, as far as it knows.
+    pub shards_led: usize,
+    /// Such as `"read-index"`.
+    pub read_mode: String,
+    /// Such as `"fjall"`.
+    pub engine: String,
+    /// Resident memory of the process.
+    pub memory_bytes: u64,
+    pub disk_bytes: u64,
+}
+
+/// Where [`Facts`] come from: the node that the door belongs to.
+pub trait NodeFacts: Send + Sync + 'static {
+    /// Cheap, never waits.
+    fn facts(&self) -> Facts;
+
+    /// The node's clock, since the Unix epoch.
+    fn unix_time(&self) -> Duration;
+}
+
+impl Facts {
+    /// How many nodes besides the leader hold every acknowledged write.
+    pub(crate) fn acknowledging_replicas(&self) -> usize {
+        self.voters / 2
+    }
+
+    /// 40 hexadecimal digits that name this node, as clients expect them.
+    pub(crate) fn run_id(&self) -> String {
+        format!("{:016x}{:024x}", self.cluster_id, self.node_id)
+    }
+}
+
+const SECTIONS: &[&str] = &[
+    "server",
+    "clients",
+    "memory",
+    "persistence",
+    "stats",
+    "replication",
+    "cpu",
+    "modules",
+    "errorstats",
+    "cluster",
+    "keyspace",
+    "leadline",
+];
+
+/// Not part of plain INFO.
+const EXTRA_SECTIONS: &[&str] = &["commandstats", "latencystats"];
+
+/// The sections that INFO was asked for, in the order of the page.
+pub(crate) fn wanted(args: &[Bytes]) -> Vec<&'static str> {
+    let asks = |names: &[&str]| {
+        args.iter().any(|arg| {
+            names
+                .iter()
+                .any(|name| arg.eq_ignore_ascii_case(name.as_bytes()))
+        })
+    };
+    let usual = args.is_empty() || asks(&["default", "all", "everything"]);
+    let everything = asks(&["all", "everything"]);
+    let plain = SECTIONS.iter().filter(|name| usual || asks(&[name]));
+    let extra = EXTRA_SECTIONS
+        .iter()
+        .filter(|name| everything || asks(&[name]));
+    plain.chain(extra).copied().collect()
+}
+
+/// The page of INFO.
+pub(crate) async fn page(
+    shared: Arc<Shared>,
+    ctx: Context,
+    sections: Vec<&'static str>,
+) -> Result<String, KvError> {
+    let facts = shared.facts.facts();
+    let mut page = String::new();
+    for (number, section) in sections.into_iter().enumerate() {
+        if number > 0 {
+            page.push_str("\r\n");
+        }
+        let mut title = section.to_owned();
+        title[..1].make_ascii_uppercase();
+        writeln_crlf(&mut page, &format!("# {title}"));
+        match section {
+            "server" => server(&mut page, &shared, &facts),
+            "clients" => clients(&mut page, &shared),
+            "memory" => memory(&mut page, &shared, &facts),
+            "persistence" => lines(
+                &mut page,
+                &[
+                    ("loading", "0".into()),
+                    ("async_loading", "0".into()),
+                    ("rdb_bgsave_in_progress", "0".into()),
+                    ("rdb_last_bgsave_status", "ok".into()),
+                    ("aof_enabled", "1".into()),
+                    ("aof_rewrite_in_progress", "0".into()),
+                    ("aof_last_bgrewrite_status", "ok".into()),
+                    ("aof_last_write_status", "ok".into()),
+                ],
+            ),
+            "stats" => stats(&mut page, &shared),
+            "replication" => lines(
+                &mut page,
+                &[
+                    ("role", "master".into()),
+                    (
+                        "connected_slaves",
+                        facts.voters.saturating_sub(1).to_string(),
+                    ),
+                    ("master_failover_state", "no-failover".into()),
+                    ("master_replid", facts.run_id()),
+                    ("master_repl_offset", "0".into()),
+                    ("second_repl_offset", "-1".into()),
+                    ("repl_backlog_active", "0".into()),
+                ],
+            ),
+            "cpu" => lines(
+                &mut page,
+                &[
+                    ("used_cpu_sys", "0.000000".into()),
+                    ("used_cpu_user", "0.000000".into()),
+                ],
+            ),
+            "errorstats" => {
+                let (_, errors) = shared.metrics.totals();
+                for class in ErrorClass::ALL {
+                    let count = errors[class as usize];
+                    if count > 0 {
+                        let name = format!("errorstat_{}", class.label());
+                        lines(&mut page, &[(&name, format!("count={count}"))]);
+                    }
+                }
+            }
+            "cluster" => lines(&mut page, &[("cluster_enabled", "0".into())]),
+            "keyspace" => keyspace(&mut page, &shared, &ctx).await?,
+            "leadline" => lines(
+                &mut page,
+                &[
+                    ("leadline_version", facts.version.clone()),
+                    ("node_id", facts.node_id.to_string()),
+                    ("cluster_id", format!("{:016x}", facts.cluster_id)),
+                    ("nodes", facts.nodes.to_string()),
+                    ("voters", facts.voters.to_string()),
+                    ("shards", facts.shards.to_string()),
+                    ("shards_led", facts.shards_led.to_string()),
+                    ("read_mode", facts.read_mode.clone()),
+                    ("storage_engine", facts.engine.clone()),
+                    ("disk_bytes", facts.disk_bytes.to_string()),
+                    (
+                        "fallback_deadline_ms",
+                        shared.settings().fallback_deadline.as_millis().to_string(),
+                    ),
+                    (
+                        "client_gone",
+                        shared
+                            .metrics
+                            .client_gone
+                            .load(Ordering::Relaxed)
+                            .to_string(),
+                    ),
+                ],
+            ),
+            "commandstats" => {
+                for (name, calls, micros, refused, failed) in shared.metrics.per_command() {
+                    let each = micros as f64 / calls as f64;
+                    let key = format!("cmdstat_{name}");
+                    let value = format!(
+                        "calls={calls},usec={micros},usec_per_call={each:.2},rejected_calls={refused},failed_calls={failed}"
+                    );
+                    lines(&mut page, &[(&key, value)]);
+                }
+            }
+            // `modules` and `latencystats` are empty.
+            _ => {}
+        }
+    }
+    Ok(page)
+}
+
+fn writeln_crlf(page: &mut String, line: &str) {
+    page.push_str(line);
+    page.push_str("\r\n");
+}
+
+fn lines(page: &mut String, pairs: &[(&str, String)]) {
+    for (name, value) in pairs {
+        // Writing to a String cannot fail.
+        write!(page, "{name}:{value}\r\n").ok();
+    }
+}
+
+fn server(page: &mut String, shared: &Shared, facts: &Facts) {
+    let uptime = shared.began.elapsed().as_secs();
+    lines(
+        page,
+        &[
+            ("redis_version", REDIS_VERSION.into()),
+            ("redis_git_sha1", "00000000".into()),
+            ("redis_mode", "standalone".into()),
+            (
+                "os",
+                format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            ),
+            ("arch_bits", usize::BITS.to_string()),
+            ("process_id", std::process::id().to_string()),
+            ("run_id", facts.run_id()),
+            ("tcp_port", shared.settings().port().to_string()),
+            (
+                "server_time_usec",
+                shared.facts.unix_time().as_micros().to_string(),
+            ),
+            ("uptime_in_seconds", uptime.to_string()),
+            ("uptime_in_days", (uptime / 86_400).to_string()),
+            ("hz", "10".into()),
+            ("executable", "leadline".into()),
+            ("config_file", String::new()),
+        ],
+    );
+}
+
+fn clients(page: &mut String, shared: &Shared) {
+    lines(
+        page,
+        &[
+            ("connected_clients", shared.clients.len().to_string()),
+            ("maxclients", shared.settings().maxclients.to_string()),
+            (
+                "blocked_clients",
+                shared.metrics.blocked.load(Ordering::Relaxed).to_string(),
+            ),
+            ("tracking_clients", "0".into()),
+        ],
+    );
+}
+
+fn memory(page: &mut String, shared: &Shared, facts: &Facts) {
+    lines(
+        page,
+        &[
+            ("used_memory", facts.memory_bytes.to_string()),
+            ("used_memory_human", human(facts.memory_bytes)),
+            ("used_memory_rss", facts.memory_bytes.to_string()),
+            ("used_memory_rss_human", human(facts.memory_bytes)),
+            ("mem_clients_normal", shared.memory.used().to_string()),
+            ("maxmemory", "0".into()),
+            ("maxmemory_human", "0B".into()),
+            ("maxmemory_policy", "noeviction".into()),
+            ("mem_fragmentation_ratio", "1.00".into()),
+        ],
+    );
+}
+
+fn human(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes}B"),
+        1024..0x10_0000 => format!("{:.2}K", bytes as f64 / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.2}M", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2}G", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+fn stats(page: &mut String, shared: &Shared) {
+    let metrics = &shared.metrics;
+    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed).to_string();
+    let (calls, errors) = metrics.totals();
+    lines(
+        page,
+        &[
+            ("total_connections_received", read(&metrics.opened)),
+            ("total_commands_processed", calls.to_string()),
+            ("instantaneous_ops_per_sec", "0".into()),
+            ("total_net_input_bytes", read(&metrics.bytes_in)),
+            ("total_net_output_bytes", read(&metrics.bytes_out)),
+            ("rejected_connections", read(&metrics.rejected)),
+            ("expired_keys", "0".into()),
+            ("evicted_keys", "0".into()),
+            ("keyspace_hits", "0".into()),
+            ("keyspace_misses", "0".into()),
+            ("pubsub_channels", "0".into()),
+            ("pubsub_patterns", "0".into()),
+            (
+                "total_error_replies",
+                errors.iter().sum::<u64>().to_string(),
+            ),
+        ],
+    );
+}
+
+/// How many keys each database has, asked of every shard at once.
+async fn keyspace(page: &mut String, shared: &Shared, ctx: &Context) -> Result<(), KvError> {
+    let Some(spec) = commands::find(b"DBSIZE") else {
+        return Ok(());
+    };
+    let counts = (0..DATABASES)
+        .map(|database| {
+            let args = vec![Bytes::from_static(b"DBSIZE")];
+            let operation = RedisOperation::new(spec, args, database, Resp::V3)
+                .map_err(|error| KvError::Invalid(error.to_string()))?;
+            Ok(shared.coordinator.submit(ctx, Arc::new(operation)))
+        })
+        .collect::<Result<Vec<_>, KvError>>()?;
+    let counts = futures::future::join_all(counts).await;
+    for (database, count) in counts.into_iter().enumerate() {
+        if let Ok(Reply::Integer(keys @ 1..)) = reply::decode(count?) {
+            lines(
+                page,
+                &[(
+                    &format!("db{database}"),
+                    format!("keys={keys},expires=0,avg_ttl=0"),
+                )],
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,321 @@
+//! What the Redis door counts. Commands are numbered by their place in the command table, so the
+//! hot path touches an array of atomics and looks nothing up.
+//!
+//! | metric | meaning |
+//! |---|---|
+//! | `leadline_redis_commands_total{command}` | commands answered |
+//! | `leadline_redis_errors_total{command,class}` | of them, with an error |
+//! | `leadline_redis_command_duration_seconds{command}` | from decoding to the reply |
+//! | `leadline_redis_connections` | open now |
+//! | `leadline_redis_connections_opened_total` | accepted so far |
+//! | `leadline_redis_connections_rejected_total` | refused, or closed for breaking a limit |
+//! | `leadline_redis_client_gone_total` | clients that left with work running |
+//! | `leadline_redis_blocked_clients` | in BLPOP and its like now |
+//! | `leadline_redis_received_bytes_total`, `leadline_redis_sent_bytes_total` | socket traffic |
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use leadline_kv::{DoorStatistics, DoorStats, ErrorClass, Latencies};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::commands;
+
+/// Command histograms have a bucket per power of two of microseconds, from 2^6 to 2^23.
+const FIRST_OCTAVE: u32 = 6;
+const OCTAVES: usize = 18;
+
+/// Counters of one command.
+#[derive(Debug, Default)]
+struct CommandCounts {
+    calls: AtomicU64,
+    errors: [AtomicU64; ErrorClass::ALL.len()],
+    micros: AtomicU64,
+    /// The last bucket holds what is longer than all.
+    durations: [AtomicU64; OCTAVES + 1],
+}
+
+/// Everything this door counts.
+pub(crate) struct Metrics {
+    /// The last is for requests that name no command.
+    commands: Vec<CommandCounts>,
+    latencies: [AtomicU64; Latencies::BUCKETS],
+    pub(crate) connections: AtomicU64,
+    pub(crate) opened: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+    pub(crate) client_gone: AtomicU64,
+    pub(crate) blocked: AtomicU64,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// Adds one to a counter that nobody orders anything by.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// Commands that were answered at about the same time with about the same latency: a pipeline's
+/// commands are counted by few atomic operations.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    command: usize,
+    latency: Duration,
+    count: u64,
+}
+
+impl Run {
+    /// Counts an answered command.
+    pub(crate) fn add(&mut self, metrics: &Metrics, command: usize, latency: Duration) {
+        if self.count > 0 && (self.command != command || self.latency != latency) {
+            self.flush(metrics);
+        }
+        self.command = command;
+        self.latency = latency;
+        self.count += 1;
+    }
+
+    /// Hands over what was counted.
+    pub(crate) fn flush(&mut self, metrics: &Metrics) {
+        if self.count > 0 {
+            metrics.answered(self.command, self.latency, self.count);
+            self.count = 0;
+        }
+    }
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        Self {
+            commands: (0..=commands::count())
+                .map(|_| CommandCounts::default())
+                .collect(),
+            latencies: [const { AtomicU64::new(0) }; Latencies::BUCKETS],
+            connections: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+            client_gone: AtomicU64::new(0),
+            blocked: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+        }
+    }
+
+    fn answered(&self, command: usize, latency: Duration, count: u64) {
+        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        let counts = &self.commands[command];
+        counts.calls.fetch_add(count, Ordering::Relaxed);
+        counts
+            .micros
+            .fetch_add(micros.saturating_mul(count), Ordering::Relaxed);
+        counts.durations[octave(micros)].fetch_add(count, Ordering::Relaxed);
+        self.latencies[Latencies::bucket(micros)].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts an error of a command that [`Run::add`] counts too.
+    pub(crate) fn failed(&self, command: usize, class: ErrorClass) {
+        count(&self.commands[command].errors[class as usize]);
+    }
+
+    /// Calls, microseconds, refused and failed calls of each command that was called.
+    pub(crate) fn per_command(&self) -> impl Iterator<Item = (&'static str, u64, u64, u64, u64)> {
+        commands::all()
+            .zip(&self.commands)
+            .filter_map(|(spec, counts)| {
+                let calls = read(&counts.calls);
+                let refused = read(&counts.errors[ErrorClass::Refused as usize]);
+                let failed: u64 = counts.errors.iter().map(read).sum::<u64>() - refused;
+                (calls > 0).then(|| (spec.lower, calls, read(&counts.micros), refused, failed))
+            })
+    }
+
+    /// Commands answered and errors given.
+    pub(crate) fn totals(&self) -> (u64, [u64; ErrorClass::ALL.len()]) {
+        let mut errors = [0; ErrorClass::ALL.len()];
+        let mut calls = 0;
+        for counts in &self.commands {
+            calls += read(&counts.calls);
+            for (sum, class) in errors.iter_mut().zip(&counts.errors) {
+                *sum += read(class);
+            }
+        }
+        (calls, errors)
+    }
+
+    /// `CONFIG RESETSTAT`: what INFO counts begins anew. Gauges stay, and so does `/metrics`' right
+    /// to see counters fall to zero.
+    pub(crate) fn reset(&self) {
+        let zero = |counter: &AtomicU64| counter.store(0, Ordering::Relaxed);
+        for counts in &self.commands {
+            zero(&counts.calls);
+            zero(&counts.micros);
+            counts.errors.iter().for_each(zero);
+            counts.durations.iter().for_each(zero);
+        }
+        for counter in [
+            &self.opened,
+            &self.rejected,
+            &self.bytes_in,
+            &self.bytes_out,
+        ] {
+            zero(counter);
+        }
+    }
+}
+
+fn octave(micros: u64) -> usize {
+    let octave = (u64::BITS - micros.leading_zeros()).saturating_sub(FIRST_OCTAVE);
+    (octave as usize).min(OCTAVES)
+}
+
+impl DoorStatistics for Metrics {
+    fn stats(&self) -> DoorStats {
+        let (requests, errors) = self.totals();
+        let mut latencies = [0; Latencies::BUCKETS];
+        for (copy, counter) in latencies.iter_mut().zip(&self.latencies) {
+            *copy = read(counter);
+        }
+        DoorStats {
+            door: "redis",
+            requests,
+            errors,
+            client_gone: read(&self.client_gone),
+            connections: read(&self.connections),
+            rejected: read(&self.rejected),
+            waiting: read(&self.blocked),
+            bytes_in: read(&self.bytes_in),
+            bytes_out: read(&self.bytes_out),
+            latency: Latencies::new(latencies),
+        }
+    }
+}
+
+/// Shows [`Metrics`] to a registry.
+#[derive(Debug)]
+pub(crate) struct Shown(pub(crate) std::sync::Arc<Metrics>);
+
+impl Collector for Shown {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let metrics = &self.0;
+        let called = || {
+            commands::all()
+                .zip(&metrics.commands)
+                .filter(|(_, counts)| read(&counts.calls) > 0)
+        };
+
+        let mut family = encoder.encode_descriptor(
+            "leadline_redis_commands",
+            "Commands answered",
+            None,
+            MetricType::Counter,
+        )?;
+        for (spec, counts) in called() {
+            let calls = ConstCounter::new(read(&counts.calls));
+            calls.encode(family.encode_family(&[("command", spec.lower)])?)?;
+        }
+
+        let mut family = encoder.encode_descriptor(
+            "leadline_redis_errors",
+            "Commands answered with an error, by what the client should do",
+            None,
+            MetricType::Counter,
+        )?;
+        for (spec, counts) in called() {
+            for class in ErrorClass::ALL {
+                let errors = read(&counts.errors[class as usize]);
+                if errors > 0 {
+                    let labels = [("command", spec.lower), ("class", class.label())];
+                    ConstCounter::new(errors).encode(family.encode_family(&labels)?)?;
+                }
+            }
+        }
+
+        let mut family = encoder.encode_descriptor(
+            "leadline_redis_command_duration_seconds",
+            "Time from decoding a command to its reply",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (spec, counts) in called() {
+            let buckets: Vec<(f64, u64)> = counts
+                .durations
+                .iter()
+                .enumerate()
+                .map(|(octave, counter)| {
+                    let bound = if octave == OCTAVES {
+                        f64::MAX
+                    } else {
+                        2_f64.powi(i32::try_from(octave).unwrap_or(0) + FIRST_OCTAVE as i32) / 1e6
+                    };
+                    (bound, read(counter))
+                })
+                .collect();
+            let seconds = Duration::from_micros(read(&counts.micros)).as_secs_f64();
+            let seen = buckets.iter().map(|(_, count)| count).sum();
+            family
+                .encode_family(&[("command", spec.lower)])?
+                .encode_histogram::<[(&str, &str); 0]>(seconds, seen, &buckets, None)?;
+        }
+
+        for (name, help, gauge) in [
+            (
+                "leadline_redis_connections",
+                "Open connections",
+                &metrics.connections,
+            ),
+            (
+                "leadline_redis_blocked_clients",
+                "Clients waiting in a blocking command",
+                &metrics.blocked,
+            ),
+        ] {
+            let value = ConstGauge::new(i64::try_from(read(gauge)).unwrap_or(i64::MAX));
+            value.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        for (name, help, counter) in [
+            (
+                "leadline_redis_connections_opened",
+                "Connections accepted",
+                &metrics.opened,
+            ),
+            (
+                "leadline_redis_connections_rejected",
+                "Connections refused, or closed for breaking a limit",
+                &metrics.rejected,
+            ),
+            (
+                "leadline_redis_client_gone",
+                "Clients that left with work running",
+                &metrics.client_gone,
+            ),
+            (
+                "leadline_redis_received_bytes",
+                "Bytes read from clients",
+                &metrics.bytes_in,
+            ),
+            (
+                "leadline_redis_sent_bytes",
+                "Bytes written to clients",
+                &metrics.bytes_out,
+            ),
+        ] {
+            let value = ConstCounter::new(read(counter));
+            value.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! A server over memory, and clients made of raw sockets.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leadline_kv::testing::MemoryCoordinator;
+use leadline_kv::{Coordinator, DoorStatistics};
+use leadline_raft::Context;
+use leadline_redis::{Facts, NodeFacts, RedisConfig, RedisServer};
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// 2026-01-01.
+pub const UNIX_MILLIS: u64 = 1_767_225_600_000;
+
+/// Nothing here takes that long; a test that hangs ends.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Facts of a cluster of three.
+#[derive(Debug)]
+pub struct ThreeNodes;
+
+impl NodeFacts for ThreeNodes {
+    fn facts(&self) -> Facts {
+        Facts {
+            version: "0.1.0".into(),
+            node_id: 1,
+            cluster_id: 0xC1,
+            nodes: 3,
+            voters: 3,
+            shards: 1,
+            shards_led: 1,
+            read_mode: "read-index".into(),
+            engine: "fjall".into(),
+            memory_bytes: 1 << 20,
+            disk_bytes: 0,
+        }
+    }
+
+    fn unix_time(&self) -> Duration {
+        Duration::from_millis(UNIX_MILLIS)
+    }
+}
+
+pub struct Server {
+    pub address: std::net::SocketAddr,
+    pub door: Arc<RedisServer>,
+    pub registry: Registry,
+    accepting: JoinHandle<()>,
+}
+
+impl Server {
+    pub async fn start() -> Self {
+        Self::with(RedisConfig::default()).await
+    }
+
+    pub async fn with(config: RedisConfig) -> Self {
+        Self::over(Arc::new(MemoryCoordinator::new(UNIX_MILLIS)), config).await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "joined in `stop`")]
+    pub async fn over(coordinator: Arc<dyn Coordinator>, config: RedisConfig) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut registry = Registry::default();
+        let facts = Arc::new(ThreeNodes);
+        let door = Arc::new(RedisServer::new(
+            &config,
+            None,
+            coordinator,
+            facts,
+            &mut registry,
+        ));
+        let serving = door.clone();
+        let accepting = tokio::spawn(async move { serving.serve(listener).await });
+        Self {
+            address,
+            door,
+            registry,
+            accepting,
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream }
+    }
+
+    pub fn statistics(&self) -> Arc<dyn DoorStatistics> {
+        self.door.statistics()
+    }
+
+    pub async fn stop(self) {
+        self.door
+            .stop(&Context::with_timeout(Duration::from_secs(2)))
+            .await;
+        self.accepting.await.unwrap();
+    }
+}
+
+pub struct Client {
+    pub stream: TcpStream,
+}
+
+impl Client {
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).await.unwrap();
+    }
+
+    /// Reads exactly `expected`.
+    pub async fn expect(&mut self, expected: impl AsRef<[u8]>) {
+        let expected = expected.as_ref();
+        let mut received = vec![0; expected.len()];
+        let read = self.stream.read_exact(&mut received);
+        tokio::time::timeout(SOON, read)
+            .await
+            .unwrap_or_else(|_| panic!("no reply in time, expected {:?}", lossy(expected)))
+            .unwrap_or_else(|error| panic!("{error}, expected {:?}", lossy(expected)));
+        assert_eq!(lossy(&received), lossy(expected));
+    }
+
+    /// One request line, one reply of known text.
+    pub async fn ask(&mut self, line: &str, expected: &str) {
+        self.send(format!("{line}\r\n")).await;
+        self.expect(expected).await;
+    }
+
+    /// Everything until the server closes.
+    pub async fn rest(&mut self) -> String {
+        let mut received = Vec::new();
+        let read = self.stream.read_to_end(&mut received);
+        tokio::time::timeout(SOON, read)
+            .await
+            .expect("the server should have closed")
+            .ok();
+        lossy(&received)
+    }
+
+    /// One line, without its end.
+    pub async fn line(&mut self) -> String {
+        let mut line = Vec::new();
+        let read = async {
+            while !line.ends_with(b"\r\n") {
+                line.push(self.stream.read_u8().await.unwrap());
+            }
+        };
+        tokio::time::timeout(SOON, read).await.expect("no line");
+        lossy(&line[..line.len() - 2])
+    }
+
+    /// The text of a bulk or verbatim string.
+    pub async fn bulk(&mut self, line: &str) -> String {
+        self.send(format!("{line}\r\n")).await;
+        let head = self.line().await;
+        assert!(head.starts_with(['$', '=']), "{head}");
+        let mut body = vec![0; head[1..].parse::<usize>().unwrap() + 2];
+        self.stream.read_exact(&mut body).await.unwrap();
+        lossy(&body[..body.len() - 2])
+    }
+}
+
+pub fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A multibulk request.
+pub fn request(args: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = format!("*{}\r\n", args.len()).into_bytes();
+    for arg in args {
+        bytes.extend(format!("${}\r\n", arg.len()).bytes());
+        bytes.extend_from_slice(arg);
+        bytes.extend(b"\r\n");
+    }
+    bytes
+}
+
+/// Waits until `seen` holds.
+pub async fn until(what: &str, mut seen: impl FnMut() -> bool) {
+    let wait = async {
+        while !seen() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(SOON, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never happened: {what}"));
+}

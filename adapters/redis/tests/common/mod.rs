@@ -16,14 +16,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// 2026-01-01.
-pub const UNIX_MILLIS: u64 = 1_767_225_600_000;
+pub(crate) const UNIX_MILLIS: u64 = 1_767_225_600_000;
 
 /// Nothing here takes that long; a test that hangs ends.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// Facts of a cluster of three.
 #[derive(Debug)]
-pub struct ThreeNodes;
+pub(crate) struct ThreeNodes;
 
 impl NodeFacts for ThreeNodes {
     fn facts(&self) -> Facts {
@@ -47,24 +47,24 @@ impl NodeFacts for ThreeNodes {
     }
 }
 
-pub struct Server {
-    pub address: std::net::SocketAddr,
-    pub door: Arc<RedisServer>,
-    pub registry: Registry,
+pub(crate) struct Server {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) door: Arc<RedisServer>,
+    pub(crate) registry: Registry,
     accepting: JoinHandle<()>,
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(RedisConfig::default()).await
     }
 
-    pub async fn with(config: RedisConfig) -> Self {
+    pub(crate) async fn with(config: RedisConfig) -> Self {
         Self::over(Arc::new(MemoryCoordinator::new(UNIX_MILLIS)), config).await
     }
 
     #[expect(clippy::disallowed_methods, reason = "joined in `stop`")]
-    pub async fn over(coordinator: Arc<dyn Coordinator>, config: RedisConfig) -> Self {
+    pub(crate) async fn over(coordinator: Arc<dyn Coordinator>, config: RedisConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut registry = Registry::default();
@@ -86,17 +86,17 @@ impl Server {
         }
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let stream = TcpStream::connect(self.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Client { stream }
     }
 
-    pub fn statistics(&self) -> Arc<dyn DoorStatistics> {
+    pub(crate) fn statistics(&self) -> Arc<dyn DoorStatistics> {
         self.door.statistics()
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.door
             .stop(&Context::with_timeout(Duration::from_secs(2)))
             .await;
@@ -104,17 +104,17 @@ impl Server {
     }
 }
 
-pub struct Client {
-    pub stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
 }
 
 impl Client {
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
     /// Reads exactly `expected`.
-    pub async fn expect(&mut self, expected: impl AsRef<[u8]>) {
+    pub(crate) async fn expect(&mut self, expected: impl AsRef<[u8]>) {
         let expected = expected.as_ref();
         let mut received = vec![0; expected.len()];
         let read = self.stream.read_exact(&mut received);
@@ -126,13 +126,13 @@ impl Client {
     }
 
     /// One request line, one reply of known text.
-    pub async fn ask(&mut self, line: &str, expected: &str) {
+    pub(crate) async fn ask(&mut self, line: &str, expected: &str) {
         self.send(format!("{line}\r\n")).await;
         self.expect(expected).await;
     }
 
     /// Everything until the server closes.
-    pub async fn rest(&mut self) -> String {
+    pub(crate) async fn rest(&mut self) -> String {
         let mut received = Vec::new();
         let read = self.stream.read_to_end(&mut received);
         tokio::time::timeout(SOON, read)
@@ -143,7 +143,7 @@ impl Client {
     }
 
     /// One line, without its end.
-    pub async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         let mut line = Vec::new();
         let read = async {
             while !line.ends_with(b"\r\n") {
@@ -155,7 +155,7 @@ impl Client {
     }
 
     /// The text of a bulk or verbatim string.
-    pub async fn bulk(&mut self, line: &str) -> String {
+    pub(crate) async fn bulk(&mut self, line: &str) -> String {
         self.send(format!("{line}\r\n")).await;
         let head = self.line().await;
         assert!(head.starts_with(['$', '=']), "{head}");
@@ -165,12 +165,12 @@ impl Client {
     }
 }
 
-pub fn lossy(bytes: &[u8]) -> String {
+pub(crate) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// A multibulk request.
-pub fn request(args: &[&[u8]]) -> Vec<u8> {
+pub(crate) fn request(args: &[&[u8]]) -> Vec<u8> {
     let mut bytes = format!("*{}\r\n", args.len()).into_bytes();
     for arg in args {
         bytes.extend(format!("${}\r\n", arg.len()).bytes());
@@ -181,7 +181,7 @@ pub fn request(args: &[&[u8]]) -> Vec<u8> {
 }
 
 /// Waits until `seen` holds.
-pub async fn until(what: &str, mut seen: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut seen: impl FnMut() -> bool) {
     let wait = async {
         while !seen() {
             tokio::time::sleep(Duration::from_millis(2)).await;

@@ -32,6 +32,11 @@ impl MemoryRows {
         self.now = Timestamp::from_millis(millis);
     }
 
+    /// Sets the stamp of the commands to come.
+    pub fn set_now(&mut self, now: Timestamp) {
+        self.now = now;
+    }
+
     /// How many rows there are.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -18,7 +18,9 @@ mod config;
 mod connection;
 mod decoder;
 mod error;
+mod glob;
 mod info;
+mod long_double;
 mod metrics;
 mod operation;
 mod output;
@@ -28,6 +30,8 @@ mod server;
 mod session;
 mod slowlog;
 mod spec;
+#[cfg(test)]
+mod testing;
 
 pub use config::RedisConfig;
 pub use info::{Facts, NodeFacts};

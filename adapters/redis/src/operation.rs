@@ -23,8 +23,24 @@ pub(crate) struct RedisOperation {
     database: u8,
     resp: Resp,
     /// Row keys of the command's keys, in their order.
-    keys: Vec<Bytes>,
+    keys: RouteKeys,
     command: Box<dyn Command>,
+}
+
+/// Row keys; most commands have one.
+#[derive(Debug)]
+enum RouteKeys {
+    One([Bytes; 1]),
+    Many(Vec<Bytes>),
+}
+
+impl RouteKeys {
+    fn as_slice(&self) -> &[Bytes] {
+        match self {
+            Self::One(key) => key,
+            Self::Many(keys) => keys,
+        }
+    }
 }
 
 impl RedisOperation {
@@ -117,20 +133,28 @@ pub(crate) fn key_positions(keys: Keys, args: &[Bytes]) -> Result<Vec<usize>, Re
     }
 }
 
-fn route_keys(keys: Keys, args: &[Bytes], database: u8) -> Result<Vec<Bytes>, ReplyError> {
-    if let Keys::ScanCursor(position) = keys {
-        let slot = commands::scan_cursor_slot(args.get(position).map_or(b"", |text| text))?;
-        return Ok(vec![slot_prefix(slot, database)]);
-    }
-    if let Keys::At(position) = keys
-        && let Some(key) = args.get(position)
-    {
-        return Ok(vec![first_row_key(database, key)]);
-    }
-    Ok(key_positions(keys, args)?
-        .into_iter()
-        .map(|position| first_row_key(database, &args[position]))
-        .collect())
+fn route_keys(keys: Keys, args: &[Bytes], database: u8) -> Result<RouteKeys, ReplyError> {
+    let row_key = |position: usize| first_row_key(database, args.get(position).map_or(b"", |a| a));
+    Ok(match keys {
+        Keys::At(position) if position < args.len() => RouteKeys::One([row_key(position)]),
+        Keys::ScanCursor(position) => {
+            let cursor = args.get(position).map_or(b"".as_slice(), |text| text);
+            let slot = commands::scan_cursor_slot(cursor)?;
+            RouteKeys::One([slot_prefix(slot, database)])
+        }
+        _ => {
+            let keys: Vec<_> = key_positions(keys, args)?
+                .into_iter()
+                .map(row_key)
+                .collect();
+            // A form without keys (`OBJECT HELP`) must run somewhere.
+            if keys.is_empty() {
+                RouteKeys::One([first_row_key(database, b"")])
+            } else {
+                RouteKeys::Many(keys)
+            }
+        }
+    })
 }
 
 impl Operation for RedisOperation {
@@ -154,7 +178,7 @@ impl Operation for RedisOperation {
         if self.spec.keys == Keys::EveryShard {
             Route::EveryShard
         } else {
-            Route::Keys(&self.keys)
+            Route::Keys(self.keys.as_slice())
         }
     }
 
@@ -162,14 +186,14 @@ impl Operation for RedisOperation {
         // Each argument and key also costs its handle and a share of its allocation.
         self.args
             .iter()
-            .chain(&self.keys)
+            .chain(self.keys.as_slice())
             .map(|bytes| bytes.len() + 48)
             .sum::<usize>()
             + 256
     }
 
     fn evaluate(&self, rows: &mut dyn Rows) -> Result<Bytes, RowError> {
-        let mut db = Db::new(rows, self.database);
+        let mut db = Db::routed(rows, self.database, self.keys.as_slice());
         let reply = match self.command.execute(&mut db) {
             Err(ReplyError::Rows(error)) => return Err(error),
             result => Reply::from_result(result),
@@ -191,7 +215,7 @@ impl Operation for RedisOperation {
     }
 
     fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        if self.spec.keys == Keys::EveryShard {
+        if self.spec.keys == Keys::EveryShard && self.command.scatter(&[]).is_none() {
             return Some(
                 parts
                     .iter()
@@ -229,9 +253,13 @@ impl Operation for RedisOperation {
 }
 
 fn encoded(reply: &Reply, resp: Resp) -> Bytes {
-    // The commonest reply costs nothing.
-    if *reply == Reply::OK {
-        return Bytes::from_static(b"+OK\r\n");
+    // The commonest replies cost nothing.
+    match (reply, resp) {
+        (Reply::Simple("OK"), _) => return Bytes::from_static(b"+OK\r\n"),
+        (Reply::Integer(0), _) => return Bytes::from_static(b":0\r\n"),
+        (Reply::Integer(1), _) => return Bytes::from_static(b":1\r\n"),
+        (Reply::Null, Resp::V2) => return Bytes::from_static(b"$-1\r\n"),
+        _ => {}
     }
     let mut out = BytesMut::new();
     reply::encode(reply, resp, &mut out);

@@ -29,6 +29,8 @@ pub(crate) enum Reply {
     Array(Vec<Reply>),
     /// A flat list of pairs in RESP2.
     Map(Vec<(Reply, Reply)>),
+    /// An array of pairs; flat in RESP2.
+    Pairs(Vec<(Reply, Reply)>),
     /// An array in RESP2.
     Set(Vec<Reply>),
     /// Text with a format, such as `txt`; a bulk string in RESP2.
@@ -48,6 +50,11 @@ impl Reply {
     /// A bulk string of the decimal digits of `number`.
     pub(crate) fn decimal(number: i64) -> Self {
         Self::Bulk(Bytes::from(number.to_string()))
+    }
+
+    /// How many.
+    pub(crate) fn count(count: usize) -> Self {
+        Self::Integer(length(count))
     }
 
     /// An array of bulk strings.
@@ -134,6 +141,20 @@ pub(crate) fn encode(reply: &Reply, resp: Resp, out: &mut BytesMut) {
             for (key, value) in pairs {
                 encode(key, resp, out);
                 encode(value, resp, out);
+            }
+        }
+        Reply::Pairs(pairs) => {
+            let count = match resp {
+                Resp::V3 => pairs.len(),
+                Resp::V2 => pairs.len() * 2,
+            };
+            integer_line(out, b'*', length(count));
+            for (first, second) in pairs {
+                if resp == Resp::V3 {
+                    out.put_slice(b"*2\r\n");
+                }
+                encode(first, resp, out);
+                encode(second, resp, out);
             }
         }
         Reply::Verbatim(format, text) => match resp {

@@ -305,10 +305,9 @@ struct List<'k> {
 impl<'k> List<'k> {
     fn open(db: &mut Db<'_>, key: &'k [u8]) -> Result<Option<Self>, ReplyError> {
         let found = db.collection(key, Type::List)?;
-        let prefix = db.prefix(key);
         Ok(found.map(|(meta, expires_at)| Self {
             key,
-            prefix,
+            prefix: db.home(key, &meta),
             meta,
             expires_at,
         }))
@@ -318,7 +317,7 @@ impl<'k> List<'k> {
         let (meta, expires_at) = db.collection_or_new(key, Type::List)?;
         Ok(Self {
             key,
-            prefix: db.prefix(key),
+            prefix: db.home(key, &meta),
             meta,
             expires_at,
         })

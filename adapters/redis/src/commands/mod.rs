@@ -1,8 +1,16 @@
 //! Every command: one file per family, and the table that finds them by name.
 
 mod connection;
+mod counters;
+mod expire;
+mod keys;
+mod lcs;
 mod lists;
+mod scan;
+mod sets;
+mod sorted_sets;
 mod strings;
+mod sweep;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -11,15 +19,23 @@ use bytes::Bytes;
 use leadline_kv::keyspace::SLOTS;
 
 use crate::args::parse_integer;
-use crate::reply::ReplyError;
-use crate::spec::Spec;
+use crate::reply::{Reply, ReplyError};
+use crate::rows::SCAN_POSITION_BITS;
+use crate::spec::{Command, Spec};
 
 /// The families' tables.
 #[rustfmt::skip] // One per line: families come one at a time.
 const FAMILIES: &[&[Spec]] = &[
     connection::SPECS,
+    counters::SPECS,
+    expire::SPECS,
+    keys::SPECS,
+    lcs::SPECS,
     lists::SPECS,
+    scan::SPECS,
+    sets::SPECS,
     strings::SPECS,
+    sweep::SPECS,
 ];
 
 /// The longest name in the table; longer ones are unknown without a look.
@@ -38,7 +54,7 @@ static PLACES: LazyLock<Vec<&'static Spec>> = LazyLock::new(|| all().collect());
 
 /// Every command, internal ones too.
 pub(crate) fn all() -> impl Iterator<Item = &'static Spec> {
-    FAMILIES.iter().copied().flatten()
+    FAMILIES.iter().chain(sorted_sets::SPECS).copied().flatten()
 }
 
 /// How many commands there are.
@@ -101,6 +117,48 @@ pub(crate) fn scan_cursor_slot(cursor: &[u8]) -> Result<u16, ReplyError> {
         .ok_or_else(|| ReplyError::err("invalid cursor"))
 }
 
-/// A SCAN cursor is a slot above this many bits of a position within it: 52 bits in all, which
-/// every client can hold.
-pub(crate) const SCAN_POSITION_BITS: u32 = 38;
+/// A parsed command, as a spec's `parse` gives it.
+fn boxed(command: impl Command) -> Result<Box<dyn Command>, ReplyError> {
+    Ok(Box::new(command))
+}
+
+/// Arguments of a part of a command whose arguments are all keys.
+fn part_args(name: &'static str, keys: &[Bytes], part: &[usize]) -> Vec<Bytes> {
+    std::iter::once(Bytes::from_static(name.as_bytes()))
+        .chain(part.iter().map(|&position| keys[position].clone()))
+        .collect()
+}
+
+/// Puts the array replies of a scattered read together, one item per key, in the keys' order.
+fn gather_one(parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Vec<Reply>, ReplyError> {
+    let mut items = vec![None; parts.iter().map(Vec::len).sum()];
+    for (part, reply) in parts.iter().zip(replies) {
+        match reply {
+            Reply::Array(values) if values.len() == part.len() => {
+                for (&position, value) in part.iter().zip(values) {
+                    *items.get_mut(position).ok_or_else(damaged_part)? = Some(value);
+                }
+            }
+            _ => return Err(damaged_part()),
+        }
+    }
+    items
+        .into_iter()
+        .map(|item| item.ok_or_else(damaged_part))
+        .collect()
+}
+
+/// The sum of integer replies.
+fn sum(replies: Vec<Reply>) -> Result<Reply, ReplyError> {
+    replies
+        .into_iter()
+        .try_fold(0i64, |sum, reply| match reply {
+            Reply::Integer(part) => Ok(sum.saturating_add(part)),
+            _ => Err(damaged_part()),
+        })
+        .map(Reply::Integer)
+}
+
+fn damaged_part() -> ReplyError {
+    ReplyError::err("a shard answered with a damaged reply")
+}

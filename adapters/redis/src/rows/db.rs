@@ -21,7 +21,7 @@ pub(crate) enum Value {
 }
 
 /// What the first row of a collection says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Collection {
     pub(crate) kind: Type,
     pub(crate) generation: u64,
@@ -29,9 +29,13 @@ pub(crate) struct Collection {
     /// Lists only: the position of the first element and the one after the last.
     pub(crate) head: i64,
     pub(crate) tail: i64,
+    /// Where the elements lie, when not under the key's own prefix: a key that was renamed within
+    /// its slot leaves them where they are.
+    pub(crate) home: Option<Prefix>,
 }
 
 const HAS_EXPIRY: u8 = 0x80;
+const HAS_HOME: u8 = 0x40;
 
 impl First {
     pub(crate) fn kind(&self) -> Type {
@@ -42,19 +46,22 @@ impl First {
     }
 
     pub(crate) fn encode(&self) -> Bytes {
-        let body = match &self.value {
-            Value::String(value) => value.len(),
-            Value::Collection(_) => 32,
+        let (body, home) = match &self.value {
+            Value::String(value) => (value.len(), None),
+            Value::Collection(collection) => {
+                let home = collection.home.as_ref().map(Prefix::as_bytes);
+                (32 + home.map_or(0, Bytes::len), home)
+            }
         };
         let mut out = BytesMut::with_capacity(body + 9);
-        out.put_u8(
-            self.kind() as u8
-                | if self.expires_at.is_some() {
-                    HAS_EXPIRY
-                } else {
-                    0
-                },
-        );
+        let mut flags = self.kind() as u8;
+        if self.expires_at.is_some() {
+            flags |= HAS_EXPIRY;
+        }
+        if home.is_some() {
+            flags |= HAS_HOME;
+        }
+        out.put_u8(flags);
         if let Some(expires_at) = self.expires_at {
             out.put_u64(expires_at);
         }
@@ -66,6 +73,9 @@ impl First {
                 if collection.kind == Type::List {
                     out.put_i64(collection.head);
                     out.put_i64(collection.tail);
+                }
+                if let Some(home) = home {
+                    out.put_slice(home);
                 }
             }
         }
@@ -79,7 +89,7 @@ impl First {
             0 => None,
             _ => Some(row.try_get_u64().map_err(|_| damaged())?),
         };
-        let value = match Type::from_tag(flags & !HAS_EXPIRY).ok_or_else(damaged)? {
+        let value = match Type::from_tag(flags & !(HAS_EXPIRY | HAS_HOME)).ok_or_else(damaged)? {
             Type::String => Value::String(row),
             kind => {
                 let generation = row.try_get_u64().map_err(|_| damaged())?;
@@ -97,10 +107,16 @@ impl First {
                     count,
                     head,
                     tail,
+                    home: (flags & HAS_HOME != 0).then(|| Prefix::stored(&row)),
                 })
             }
         };
         Ok(Self { expires_at, value })
+    }
+
+    /// Whether this value is past its time at `now_ms`.
+    pub(crate) fn is_expired(&self, now_ms: u64) -> bool {
+        self.expires_at.is_some_and(|at| at <= now_ms)
     }
 }
 
@@ -108,16 +124,48 @@ impl First {
 pub(crate) struct Db<'a> {
     rows: &'a mut dyn Rows,
     number: u8,
+    /// First-row keys of the command's keys, in its order, as routing built them.
+    routed: &'a [Bytes],
+    /// Where in `routed` the next key of the command is expected.
+    next_routed: usize,
+    /// The first row looked at last, so that a read and the write after it cost one row read.
+    /// Coherent because only [`Db::write_first`] writes first rows.
+    seen: Option<Seen>,
+}
+
+struct Seen {
+    row_key: Bytes,
+    first: Option<First>,
 }
 
 impl<'a> Db<'a> {
     pub(crate) fn new(rows: &'a mut dyn Rows, number: u8) -> Self {
-        Self { rows, number }
+        Self::routed(rows, number, &[])
+    }
+
+    /// As [`Db::new`], for a command whose first-row keys are built already.
+    pub(crate) fn routed(rows: &'a mut dyn Rows, number: u8, routed: &'a [Bytes]) -> Self {
+        Self {
+            rows,
+            number,
+            routed,
+            next_routed: 0,
+            seen: None,
+        }
     }
 
     /// The rows below, for scans and elements.
     pub(crate) fn rows(&mut self) -> &mut dyn Rows {
         self.rows
+    }
+
+    pub(super) fn rows_ref(&self) -> &dyn Rows {
+        self.rows
+    }
+
+    /// Forgets what was read of first rows, after they were deleted by range.
+    pub(super) fn forget(&mut self) {
+        self.seen = None;
     }
 
     pub(crate) fn number(&self) -> u8 {
@@ -126,10 +174,9 @@ impl<'a> Db<'a> {
 
     /// The same shard, another database.
     pub(crate) fn other(&mut self, number: u8) -> Db<'_> {
-        Db {
-            rows: self.rows,
-            number,
-        }
+        // The other may be this very database.
+        self.seen = None;
+        Db::new(self.rows, number)
     }
 
     /// The command's time, Unix milliseconds.
@@ -141,18 +188,46 @@ impl<'a> Db<'a> {
         Prefix::new(self.number, key)
     }
 
+    /// What the rows of `collection`'s elements begin with; `key` is where it is stored.
+    pub(crate) fn home(&self, key: &[u8], collection: &Collection) -> Prefix {
+        collection.home.clone().unwrap_or_else(|| self.prefix(key))
+    }
+
+    fn row_key(&mut self, key: &[u8]) -> Bytes {
+        match self.routed.get(self.next_routed) {
+            Some(row_key) if layout::is_first_row_of(row_key, self.number, key) => {
+                self.next_routed += 1;
+                row_key.clone()
+            }
+            _ => layout::first_row_key(self.number, key),
+        }
+    }
+
+    /// The first row of `key` as stored, expired or not.
+    fn see(&mut self, key: &[u8]) -> Result<&mut Seen, RowError> {
+        let number = self.number;
+        let seen = match self.seen.take() {
+            Some(seen) if layout::is_first_row_of(&seen.row_key, number, key) => seen,
+            _ => {
+                let row_key = self.row_key(key);
+                let first = self.rows.get(&row_key)?.map(First::decode).transpose()?;
+                Seen { row_key, first }
+            }
+        };
+        Ok(self.seen.insert(seen))
+    }
+
     /// The first row of `key`. An expired key is deleted, and that deletion is part of this
     /// command's effects: another leader's clock cannot revive it.
     pub(crate) fn lookup(&mut self, key: &[u8]) -> Result<Option<First>, ReplyError> {
-        let Some(row) = self.rows.get(&layout::first_row_key(self.number, key))? else {
-            return Ok(None);
-        };
-        let first = First::decode(row)?;
-        if first.expires_at.is_some_and(|at| at <= self.now_ms()) {
-            self.write_first(key, None, Elements::Left)?;
-            return Ok(None);
+        let now_ms = self.now_ms();
+        match &self.see(key)?.first {
+            Some(first) if first.is_expired(now_ms) => {
+                self.write_first(key, None, Elements::Left)?;
+                Ok(None)
+            }
+            first => Ok(first.clone()),
         }
-        Ok(Some(first))
     }
 
     pub(crate) fn exists(&mut self, key: &[u8]) -> Result<bool, ReplyError> {
@@ -228,6 +303,7 @@ impl<'a> Db<'a> {
             count: 0,
             head: 0,
             tail: 0,
+            home: None,
         }
     }
 
@@ -265,6 +341,11 @@ impl<'a> Db<'a> {
         Ok(there)
     }
 
+    /// Deletes `key`'s first row and leaves its elements alive: they have a new owner.
+    pub(crate) fn give_up(&mut self, key: &[u8]) -> Result<(), ReplyError> {
+        self.write_first(key, None, Elements::Gone)
+    }
+
     /// How many keys this database has in this shard, expired ones not yet deleted included.
     pub(crate) fn key_count(&mut self) -> Result<u64, ReplyError> {
         let row = self.count_row();
@@ -284,8 +365,9 @@ impl<'a> Db<'a> {
         new: Option<First>,
         elements: Elements,
     ) -> Result<(), ReplyError> {
-        let row_key = layout::first_row_key(self.number, key);
-        let old = self.rows.get(&row_key)?.map(First::decode).transpose()?;
+        let seen = self.see(key)?;
+        let old = seen.first.take();
+        let row_key = seen.row_key.clone();
         self.count_change(old.is_some(), new.is_some())?;
         self.index_expiry(
             key,
@@ -298,15 +380,19 @@ impl<'a> Db<'a> {
                 if live.generation == dead.generation)
         {
             let owned = self.rows.owned();
-            let prefix = Prefix::new(self.number, key);
-            let row = layout::dead_generation_row(&owned.start, dead.generation, &prefix);
+            let home = self.home(key, &dead);
+            let row = layout::dead_generation_row(&owned.start, dead.generation, &home);
             self.rows
                 .put(row, Bytes::copy_from_slice(&[dead.kind as u8]));
         }
-        match new {
-            Some(first) => self.rows.put(row_key, first.encode()),
-            None => self.rows.delete(row_key),
+        match &new {
+            Some(first) => self.rows.put(row_key.clone(), first.encode()),
+            None => self.rows.delete(row_key.clone()),
         }
+        self.seen = Some(Seen {
+            row_key,
+            first: new,
+        });
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use leadline_kv::{RowError, ScanOrder};
 
 use super::db::{Collection, Db};
+use super::draw::Draw;
 use super::layout::{ElementKind, Prefix, Type, hash48};
 use crate::reply::ReplyError;
 
@@ -41,7 +42,7 @@ impl<'k> Hashed<'k> {
         let found = db.collection(key, kind)?;
         Ok(found.map(|(meta, expires_at)| Self {
             key,
-            prefix: db.prefix(key),
+            prefix: db.home(key, &meta),
             meta,
             expires_at,
             kind: element_kind(kind),
@@ -57,7 +58,7 @@ impl<'k> Hashed<'k> {
         let (meta, expires_at) = db.collection_or_new(key, kind)?;
         Ok(Self {
             key,
-            prefix: db.prefix(key),
+            prefix: db.home(key, &meta),
             meta,
             expires_at,
             kind: element_kind(kind),
@@ -254,14 +255,10 @@ impl<'k> Hashed<'k> {
         }
         // Selection sampling (Knuth, volume 2, algorithm S): one pass, each subset equally likely.
         let (mut left, mut wanted) = (self.meta.count, count);
-        let mut coins = Vec::new();
-        for _ in 0..self.meta.count {
-            coins.push(db.rows().random());
-        }
-        let mut coins = coins.into_iter();
+        let mut draw = Draw::new(db.rows().random());
         let mut drawn = Vec::new();
         self.each(db, &mut |element, value| {
-            if coins.next().unwrap_or(0) % left.max(1) < wanted {
+            if draw.below(left.max(1)) < wanted {
                 drawn.push((Bytes::copy_from_slice(element), value.clone()));
                 wanted -= 1;
             }

@@ -98,11 +98,29 @@ pub(crate) fn first_row_key(database: u8, key: &[u8]) -> Bytes {
     out.freeze()
 }
 
+/// Whether `row_key` is the first row's key of `key`. May say no for a key with a zero byte in it.
+pub(crate) fn is_first_row_of(row_key: &[u8], database: u8, key: &[u8]) -> bool {
+    row_key.len() == key.len() + 6
+        && row_key[3] == database
+        && row_key[4..row_key.len() - 2] == *key
+        && !key.contains(&0)
+}
+
 impl Prefix {
     pub(crate) fn new(database: u8, key: &[u8]) -> Self {
         let mut first = first_row_key(database, key);
         first.truncate(first.len() - 1);
         Self(first)
+    }
+
+    /// A prefix as [`Prefix::as_bytes`] gave it, read back from a row.
+    pub(crate) fn stored(bytes: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(bytes))
+    }
+
+    /// The slot and database that rows with this prefix are in.
+    pub(crate) fn place(&self) -> &[u8] {
+        &self.0[..4]
     }
 
     pub(crate) fn as_bytes(&self) -> &Bytes {
@@ -144,28 +162,80 @@ impl Prefix {
     }
 }
 
-/// The database and the user's key of a first row's key; `None` for any other row.
-pub(crate) fn parse_first_row(row_key: &[u8]) -> Option<(u8, Bytes)> {
-    let (database, rest) = row_key.get(3..)?.split_first()?;
-    if *database >= EXPIRY_INDEX {
-        return None;
+/// What a row key in the part of the databases says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowPlace<'a> {
+    pub(crate) slot: u16,
+    /// Below [`DATABASES`](super::DATABASES), or the kind of a row that concerns the whole shard.
+    pub(crate) database: u8,
+    /// What all rows of this row's key begin with; the whole row key in a row of the shard.
+    pub(crate) prefix: &'a [u8],
+    /// This is a key's first row.
+    pub(crate) is_first: bool,
+}
+
+impl RowPlace<'_> {
+    /// The user's key.
+    pub(crate) fn key(&self) -> Bytes {
+        let escaped = &self.prefix[4..self.prefix.len() - 1];
+        if !escaped.contains(&0) {
+            return Bytes::copy_from_slice(escaped);
+        }
+        let mut key = BytesMut::with_capacity(escaped.len());
+        let mut rest = escaped;
+        while let Some((&byte, after)) = rest.split_first() {
+            key.put_u8(byte);
+            rest = if byte == 0 { &after[1..] } else { after };
+        }
+        key.freeze()
     }
-    let mut key = BytesMut::with_capacity(rest.len());
-    let mut at = 0;
+}
+
+/// Cuts a row key of the Redis keyspace; `None` if it is none.
+pub(crate) fn row_place(row_key: &[u8]) -> Option<RowPlace<'_>> {
+    let &[keyspace::REDIS, high, low, database, ref rest @ ..] = row_key else {
+        return None;
+    };
+    let slot = u16::from_be_bytes([high, low]);
+    if database >= EXPIRY_INDEX {
+        return Some(RowPlace {
+            slot,
+            database,
+            prefix: row_key,
+            is_first: false,
+        });
+    }
+    let mut from = 0;
     loop {
-        match (rest.get(at)?, rest.get(at + 1)) {
-            (0, Some(0xFF)) => {
-                key.put_u8(0);
-                at += 2;
-            }
-            (0, Some(&FIRST)) if at + 2 == rest.len() => return Some((*database, key.freeze())),
-            (0, _) => return None,
-            (byte, _) => {
-                key.put_u8(*byte);
-                at += 1;
+        let zero = from + rest[from..].iter().position(|&byte| byte == 0)?;
+        match rest.get(zero + 1)? {
+            0xFF => from = zero + 2,
+            kind => {
+                return Some(RowPlace {
+                    slot,
+                    database,
+                    prefix: &row_key[..zero + 5],
+                    is_first: *kind == FIRST && zero + 2 == rest.len(),
+                });
             }
         }
     }
+}
+
+/// The slots that a shard owns.
+pub(crate) fn owned_slots(owned: &Range<Bytes>) -> Range<u16> {
+    let slot_of = |border: &[u8], otherwise: u16| match border {
+        [keyspace::REDIS, high, low, ..] => u16::from_be_bytes([*high, *low]),
+        [kind, ..] if *kind > keyspace::REDIS => keyspace::SLOTS,
+        _ => otherwise,
+    };
+    slot_of(&owned.start, 0)..slot_of(&owned.end, 0)
+}
+
+/// Every row of some slots, rows of the shard included.
+pub(crate) fn slot_rows(slots: Range<u16>) -> Range<Bytes> {
+    Bytes::copy_from_slice(&keyspace::slot_start(slots.start))
+        ..Bytes::copy_from_slice(&keyspace::slot_start(slots.end))
 }
 
 /// The first key after every key that begins with `prefix` (whose last byte is not 0xFF alone).
@@ -233,24 +303,27 @@ pub(crate) fn expiry_index_row(owned_start: &[u8], expires_at: u64, db: u8, key:
     shard_row(
         owned_start,
         EXPIRY_INDEX,
-        &[&expires_at.to_be_bytes(), &[db], key],
+        &[&[db], &expires_at.to_be_bytes(), key],
     )
 }
 
-/// Index rows of everything that expires at or before `now`.
-pub(crate) fn expired_index_rows(owned_start: &[u8], now: u64) -> Range<Bytes> {
-    shard_row(owned_start, EXPIRY_INDEX, &[])
-        ..shard_row(
-            owned_start,
-            EXPIRY_INDEX,
-            &[&now.saturating_add(1).to_be_bytes()],
-        )
+/// The expiry index of one database.
+pub(crate) fn expiry_index_rows(owned_start: &[u8], database: u8) -> Range<Bytes> {
+    shard_row(owned_start, EXPIRY_INDEX, &[&[database]])
+        ..shard_row(owned_start, EXPIRY_INDEX, &[&[database + 1]])
 }
 
-/// The database and key that an expiry index row names.
-pub(crate) fn parse_expiry_index_row(row_key: &[u8]) -> Option<(u8, &[u8])> {
-    let (database, key) = row_key.get(12..)?.split_first()?;
-    Some((*database, key))
+/// Index rows of everything in one database that expires at or before `now`.
+pub(crate) fn expired_index_rows(owned_start: &[u8], database: u8, now: u64) -> Range<Bytes> {
+    let after = now.saturating_add(1).to_be_bytes();
+    shard_row(owned_start, EXPIRY_INDEX, &[&[database]])
+        ..shard_row(owned_start, EXPIRY_INDEX, &[&[database], &after])
+}
+
+/// The database, expiry and key that an expiry index row names.
+pub(crate) fn parse_expiry_index_row(row_key: &[u8]) -> Option<(u8, u64, &[u8])> {
+    let (expires_at, key) = row_key.get(5..)?.split_first_chunk()?;
+    Some((row_key[4], u64::from_be_bytes(*expires_at), key))
 }
 
 pub(crate) fn dead_generation_row(owned_start: &[u8], generation: u64, prefix: &Prefix) -> Bytes {
@@ -292,7 +365,26 @@ mod tests {
         #[test]
         fn a_first_row_names_its_database_and_key(database in 0u8..16, key: Vec<u8>) {
             let row = first_row_key(database, &key);
-            prop_assert_eq!(parse_first_row(&row), Some((database, Bytes::from(key))));
+            let place = row_place(&row).unwrap();
+            prop_assert!(place.is_first);
+            prop_assert_eq!((place.database, place.key()), (database, Bytes::from(key)));
+        }
+
+        #[test]
+        fn an_element_row_is_known_by_its_prefix(key: Vec<u8>, element: Vec<u8>) {
+            let prefix = Prefix::new(3, &key);
+            let row = prefix.hashed(ElementKind::SetMember, 1, &element);
+            let place = row_place(&row).unwrap();
+            prop_assert!(!place.is_first);
+            prop_assert_eq!(place.prefix, prefix.as_bytes());
+        }
+
+        #[test]
+        fn a_routed_row_key_is_taken_only_for_its_own_key(a: Vec<u8>, b: Vec<u8>) {
+            let row = first_row_key(0, &a);
+            prop_assert_eq!(is_first_row_of(&row, 0, &a), !a.contains(&0));
+            prop_assert!(a == b || !is_first_row_of(&row, 0, &b));
+            prop_assert!(!is_first_row_of(&row, 1, &a));
         }
 
         #[test]

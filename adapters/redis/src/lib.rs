@@ -35,5 +35,6 @@ mod testing;
 
 pub use config::RedisConfig;
 pub use info::{Facts, NodeFacts};
+pub use commands::sweeps;
 pub use operation::RedisCodec;
 pub use server::RedisServer;

@@ -356,23 +356,19 @@ const HELP: &[&str] = &[
 impl Object {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
         let subcommand = args.bytes()?;
-        let known: Option<(&str, fn(Bytes) -> Self)> = match subcommand.to_ascii_uppercase()[..] {
-            [] => None,
-            ref name => match name {
-                b"ENCODING" => Some(("encoding", Self::Encoding)),
-                b"REFCOUNT" => Some(("refcount", Self::RefCount)),
-                b"IDLETIME" => Some(("idletime", Self::IdleTime)),
-                b"FREQ" => Some(("freq", Self::Freq)),
-                b"HELP" if args.is_empty() => return boxed(Self::Help),
-                b"HELP" => return Err(ReplyError::Arity("object|help".into())),
-                _ => None,
-            },
-        };
-        let Some((name, of)) = known else {
-            return Err(ReplyError::err(format_args!(
-                "unknown subcommand '{}'. Try OBJECT HELP.",
-                String::from_utf8_lossy(&subcommand)
-            )));
+        let (name, of): (_, fn(Bytes) -> Self) = match &subcommand.to_ascii_lowercase()[..] {
+            b"encoding" => ("encoding", Self::Encoding),
+            b"refcount" => ("refcount", Self::RefCount),
+            b"idletime" => ("idletime", Self::IdleTime),
+            b"freq" => ("freq", Self::Freq),
+            b"help" if args.is_empty() => return boxed(Self::Help),
+            b"help" => return Err(ReplyError::Arity("object|help".into())),
+            _ => {
+                return Err(ReplyError::err(format_args!(
+                    "unknown subcommand '{}'. Try OBJECT HELP.",
+                    String::from_utf8_lossy(&subcommand)
+                )));
+            }
         };
         if args.len() != 1 {
             return Err(ReplyError::Arity(format!("object|{name}")));

@@ -23,6 +23,8 @@ use crate::reply::{Reply, ReplyError};
 use crate::rows::SCAN_POSITION_BITS;
 use crate::spec::{Command, Spec};
 
+pub use sweep::sweeps;
+
 /// The families' tables.
 #[rustfmt::skip] // One per line: families come one at a time.
 const FAMILIES: &[&[Spec]] = &[

@@ -1,11 +1,17 @@
 //! The sweeper's steps as commands that only nodes send each other: each shard's executor runs
 //! them on its own rows, and answers how much was removed and whether there is more.
 
-use leadline_kv::Rows;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use leadline_kv::executor::Sweep as ShardSweep;
+use leadline_kv::{Operation, Rows};
 
 use crate::args::Args;
 use crate::commands::boxed;
-use crate::reply::{Reply, ReplyError};
+use crate::operation::RedisOperation;
+use crate::reply::{Reply, ReplyError, Resp};
 use crate::rows::{self, Db, Swept};
 use crate::spec::{Arity, Command, Keys, Spec};
 
@@ -27,6 +33,29 @@ const fn step(
     Spec::write(name, lower, "keyspace", arity, Keys::EveryShard, parse)
         .frees()
         .internal()
+}
+
+/// The background work of a shard that has Redis rows: for the executor's configuration.
+#[must_use]
+pub fn sweeps() -> Vec<Arc<dyn ShardSweep>> {
+    SPECS
+        .iter()
+        .map(|spec| {
+            let args = vec![Bytes::from_static(spec.name.as_bytes())];
+            let operation = RedisOperation::new(spec, args, 0, Resp::V3)
+                .expect("a sweeping step has no arguments");
+            Arc::new(EveryTime(Arc::new(operation))) as Arc<dyn ShardSweep>
+        })
+        .collect()
+}
+
+/// Whether there is something to do is known only from the rows, so each turn looks.
+struct EveryTime(Arc<dyn Operation>);
+
+impl ShardSweep for EveryTime {
+    fn next(&self, _owned: &Range<Bytes>) -> Option<Arc<dyn Operation>> {
+        Some(self.0.clone())
+    }
 }
 
 #[derive(Debug)]

@@ -10,9 +10,9 @@ use super::{DATABASES, end_of_prefix};
 use crate::reply::ReplyError;
 
 /// Expired keys that one step deletes.
-const KEYS_PER_STEP: usize = 256;
+const KEYS_PER_STEP: usize = 1024;
 /// Element rows that one step deletes.
-const ROWS_PER_STEP: usize = 512;
+const ROWS_PER_STEP: usize = 4096;
 /// Dead generations that one step looks at.
 const GENERATIONS_PER_STEP: usize = 64;
 

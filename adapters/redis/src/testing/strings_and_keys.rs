@@ -155,7 +155,7 @@ fn an_expired_key_is_gone_for_every_command_and_for_good() {
 #[test]
 fn sweeping_deletes_expired_keys_in_bounded_steps_until_there_is_no_more() {
     let mut ours = Ours::at_millis(1_000);
-    for key in 0..600 {
+    for key in 0..2400 {
         ours.database = u8::try_from(key % 3).unwrap();
         ours.call(&format!("SET k{key} v PX {}", 100 + key));
     }
@@ -171,7 +171,7 @@ fn sweeping_deletes_expired_keys_in_bounded_steps_until_there_is_no_more() {
             break;
         }
     }
-    assert_eq!(removed, [256, 256, 88]);
+    assert_eq!(removed, [1024, 1024, 352]);
     assert_eq!(invariants::check(&mut ours.rows).keys, 2);
 }
 

@@ -33,8 +33,8 @@ mod spec;
 #[cfg(test)]
 mod testing;
 
+pub use commands::sweeps;
 pub use config::RedisConfig;
 pub use info::{Facts, NodeFacts};
-pub use commands::sweeps;
 pub use operation::RedisCodec;
 pub use server::RedisServer;

@@ -3,14 +3,17 @@
 //! An adapter hands an [`Operation`] to a [`Coordinator`]; the operation is evaluated once, by the
 //! executor of the shard's leader, over [`Rows`]; what it changed is replicated as effects.
 
+pub mod admission;
 pub mod catalog;
 mod coordinator;
 mod error;
 pub mod executor;
 pub mod hlc;
 pub mod keyspace;
+pub mod metrics;
 pub mod node;
 mod operation;
+mod proxy;
 pub mod state_machine;
 mod stats;
 pub mod storage;
@@ -18,7 +21,7 @@ pub mod storage;
 pub mod testing;
 mod wire;
 
-pub use coordinator::{Coordinator, KeyWatch, PendingReply};
+pub use coordinator::{Coordinator, KeyWatch, PendingReply, ShardedCoordinator};
 pub use error::{KvError, Outcome};
 pub use operation::{
     Access, Door, Operation, OperationCodec, RequestId, Route, RowError, Rows, ScanOrder, Timestamp,

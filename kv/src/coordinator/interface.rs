@@ -11,7 +11,7 @@ use leadline_raft::engine::ReadIndex;
 use leadline_raft::{Context, GroupId, NodeId};
 use tokio::sync::oneshot;
 
-use crate::executor::ReplyFuture;
+use super::PendingReply;
 use crate::{KvError, Operation, RequestId};
 
 /// Takes requests, finds the shard, and sees to it that each ends by its deadline.
@@ -37,6 +37,11 @@ pub trait Coordinator: Send + Sync + 'static {
 
     /// A request id of this coordinator's session, never given twice.
     fn next_request_id(&self) -> RequestId;
+
+    /// `id` will not be sent again: shards may forget its reply. To be called once for each id.
+    fn finish_request_id(&self, id: RequestId) {
+        let _ = id;
+    }
 
     /// Registers interest in `keys` (row key prefixes of one shard) with the shard's leader. What
     /// [`crate::Rows::wake`]s one of them after the registration wakes the watch; so does the end of
@@ -65,88 +70,11 @@ pub trait Coordinator: Send + Sync + 'static {
     fn known_leader(&self, group: GroupId) -> Option<NodeId>;
 }
 
-/// A reply to come. A future; resolves by the deadline of the context it was begun with.
-#[derive(Debug)]
-pub struct PendingReply(Pending);
-
-enum Pending {
-    Ready(Option<Result<Bytes, KvError>>),
-    Waiting(oneshot::Receiver<Result<Bytes, KvError>>),
-    Executing(ReplyFuture),
-    Running(BoxFuture<'static, Result<Bytes, KvError>>),
-}
-
-impl std::fmt::Debug for Pending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Ready(_) => "Ready",
-            Self::Waiting(_) => "Waiting",
-            Self::Executing(_) => "Executing",
-            Self::Running(_) => "Running",
-        })
-    }
-}
-
-impl PendingReply {
-    /// A reply that is already there.
-    #[must_use]
-    pub fn ready(reply: Result<Bytes, KvError>) -> Self {
-        Self(Pending::Ready(Some(reply)))
-    }
-
-    /// A reply that someone else sends. A sender dropped unsent means: outcome unknown.
-    #[must_use]
-    pub fn waiting(receiver: oneshot::Receiver<Result<Bytes, KvError>>) -> Self {
-        Self(Pending::Waiting(receiver))
-    }
-
-    /// A reply that the executor of a local shard leaves.
-    pub(crate) fn executing(future: ReplyFuture) -> Self {
-        Self(Pending::Executing(future))
-    }
-
-    /// A reply that `future` makes; it must end by its context's deadline.
-    #[must_use]
-    pub fn running(future: BoxFuture<'static, Result<Bytes, KvError>>) -> Self {
-        Self(Pending::Running(future))
-    }
-
-    /// The reply, if it was there at once.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        match &self.0 {
-            Pending::Ready(reply) => reply.is_some(),
-            Pending::Executing(future) => future.is_ready(),
-            Pending::Waiting(_) | Pending::Running(_) => false,
-        }
-    }
-}
-
-impl Future for PendingReply {
-    type Output = Result<Bytes, KvError>;
-
-    fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            Pending::Ready(reply) => Poll::Ready(
-                reply
-                    .take()
-                    .unwrap_or(Err(KvError::Unknown("the reply was taken already"))),
-            ),
-            Pending::Waiting(receiver) => Pin::new(receiver).poll(task).map(|received| {
-                received.unwrap_or(Err(KvError::Unknown(
-                    "the shard stopped before it answered",
-                )))
-            }),
-            Pending::Executing(future) => Pin::new(future).poll(task),
-            Pending::Running(future) => future.as_mut().poll(task),
-        }
-    }
-}
-
 /// Registered interest in some keys. Dropping it takes the registration back.
-#[derive(Debug)]
 pub struct KeyWatch {
     woken: oneshot::Receiver<()>,
+    /// Takes the registration back elsewhere when it is dropped.
+    _registration: Option<Box<dyn Send + Sync>>,
 }
 
 impl KeyWatch {
@@ -154,13 +82,36 @@ impl KeyWatch {
     #[must_use]
     pub fn new() -> (oneshot::Sender<()>, Self) {
         let (wake, woken) = oneshot::channel();
-        (wake, Self { woken })
+        let watch = Self {
+            woken,
+            _registration: None,
+        };
+        (wake, watch)
+    }
+
+    /// The same, with what to drop along with it.
+    #[must_use]
+    pub(crate) fn registered(self, registration: impl Send + Sync + 'static) -> Self {
+        Self {
+            _registration: Some(Box::new(registration)),
+            ..self
+        }
     }
 
     /// Waits until a watched key may have changed. May wake without cause. Cancel safe.
     pub async fn woken(&mut self) {
-        if (&mut self.woken).await.is_err() {
-            tracing::trace!("the executor that held a watch has ended");
-        }
+        std::future::poll_fn(|task| self.poll_woken(task)).await;
+    }
+
+    /// As [`KeyWatch::woken`], for hand-written futures.
+    pub(crate) fn poll_woken(&mut self, task: &mut TaskContext<'_>) -> Poll<()> {
+        // A sender dropped unsent means that the executor has ended, which wakes too.
+        Pin::new(&mut self.woken).poll(task).map(drop)
+    }
+}
+
+impl std::fmt::Debug for KeyWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyWatch").finish_non_exhaustive()
     }
 }

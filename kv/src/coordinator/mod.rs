@@ -1,5 +1,18 @@
 //! The way from an adapter to the shard that owns a key, wherever its leader is.
 
+mod flight;
 mod interface;
+mod lane;
+mod open_ids;
+mod order;
+mod reply;
+mod retry;
+mod sharded;
 
-pub use interface::{Coordinator, KeyWatch, PendingReply};
+pub(crate) use flight::Request;
+pub use interface::{Coordinator, KeyWatch};
+pub(crate) use lane::{HostedShard, Lane, LocalShard};
+pub use reply::PendingReply;
+pub(crate) use reply::Reply;
+pub(crate) use retry::backoff;
+pub use sharded::ShardedCoordinator;

@@ -1,0 +1,108 @@
+//! A request under way, and when it may be sent again.
+//!
+//! # Invariants
+//! 1. A request is sent again only if it was *not applied*, or has a request id.
+//! 2. It is sent again only if nothing was submitted after it that it must not change places with:
+//!    a write with anything on its keys, a read with a write on its keys. So operations on one key
+//!    are evaluated in the order of their submission or not at all, through any change of leader.
+
+use std::sync::Arc;
+
+use leadline_raft::Context;
+
+use super::lane::Lane;
+use super::reply::PendingReply;
+use crate::admission::Permit;
+use crate::executor::Once;
+use crate::{Access, KvError, Operation, Outcome};
+
+/// A request is given to this many leaders, one after the other, before its refusal is believed.
+const MOST_ATTEMPTS: u8 = 16;
+
+/// A request that was submitted to a lane.
+pub(crate) struct Flight {
+    pub(super) lane: Arc<Lane>,
+    pub(super) request: Request,
+    pub(super) attempts: u8,
+    pub(super) _permit: Permit,
+}
+
+/// What is submitted, with its place in the lane's order.
+#[derive(Clone)]
+pub(crate) struct Request {
+    pub(crate) ctx: Context,
+    pub(crate) operation: Arc<dyn Operation>,
+    pub(crate) once: Option<Once>,
+    /// See [`super::order::SubmissionOrder`].
+    pub(crate) place: u64,
+    /// The caller may have a write on these keys under way: see [`crate::executor::Order`].
+    pub(crate) after_mine: bool,
+    /// Came from another node: it is not forwarded again.
+    pub(crate) forwarded: bool,
+}
+
+impl Flight {
+    /// Sends the request again after `error`, if that is allowed and worth it.
+    pub(super) fn again(&mut self, error: &KvError) -> Option<PendingReply> {
+        let request = &self.request;
+        let refused = match error {
+            // Invariant 1.
+            KvError::NoLeader { .. } => true,
+            KvError::Unknown(_) => request.once.is_some(),
+            KvError::Overloaded { .. }
+            | KvError::NotApplied(_)
+            | KvError::CrossShard
+            | KvError::Invalid(_)
+            | KvError::Storage(_)
+            | KvError::Stopping => false,
+        };
+        if !refused || request.forwarded || request.ctx.ended().is_some() {
+            return None;
+        }
+        if self.attempts >= MOST_ATTEMPTS {
+            return None;
+        }
+        // The lane learns who leads even if this request cannot profit.
+        let hint = match error {
+            KvError::NoLeader { leader } => *leader,
+            _ => None,
+        };
+        self.lane.heard_of(hint);
+        debug_assert!(error.outcome() == Outcome::NotApplied || request.once.is_some());
+        // Invariant 2. Newcomers are held first, so that none slips past the look at the order.
+        let held = self.lane.hold();
+        if !self
+            .lane
+            .order
+            .may_change(&*request.operation, request.place)
+        {
+            return None;
+        }
+        if !self.lane.may_retry() {
+            return None;
+        }
+        self.attempts += 1;
+        Some(held.park(request.clone(), self.attempts))
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.lane.order.leave(&*self.request.operation);
+    }
+}
+
+impl std::fmt::Debug for Flight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flight")
+            .field("operation", &self.request.operation.name())
+            .field("attempts", &self.attempts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Request {
+    pub(crate) fn read(&self) -> bool {
+        self.operation.access() == Access::Read
+    }
+}

@@ -1,0 +1,584 @@
+//! The leader proxy: requests for leaders on other nodes.
+//!
+//! One long-lived stream per peer carries every forwarded request; what waits while a message is on
+//! its way goes into the next one. A request is one entry in a table, found by its number and
+//! removed the moment its reply comes, its context ends or its reply is dropped.
+//!
+//! Each peer has a circuit breaker. It is open while the peer's stream is down; the stream's task
+//! probes with backoff and closes it once the peer has answered a ping. No request is sent to find
+//! out whether a peer lives.
+//!
+//! # Invariants
+//! 1. A request that was not handed to the transport is *not applied*; a write that was is unknown
+//!    until its reply comes.
+//! 2. Requests to one peer are handed over in the order of their submission.
+//! 3. One hop: what came from another node is evaluated here or refused.
+//! 4. A peer that says nothing costs its requests their own deadline at most, and this node one
+//!    table entry each, bounded in number and bytes.
+
+mod failure;
+mod link;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use leadline_raft::{Context, Ended, GroupId, NodeId};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+pub(crate) use link::Links;
+pub(crate) use serve::ForwardService;
+
+use crate::coordinator::{KeyWatch, PendingReply, Reply, Request};
+use crate::executor::Once;
+use crate::metrics::{CoordinatorMetrics, PeerLabel};
+use crate::{KvError, Operation, wire};
+
+/// Requests and bytes that may wait for one peer's stream.
+const MOST_WAITING: usize = 16 * 1024;
+const MOST_WAITING_BYTES: usize = 64 << 20;
+/// Requests that may be at one peer without an answer.
+const MOST_HANDED: usize = 64 * 1024;
+/// A message takes this many requests or bytes, whatever comes first.
+const MESSAGE_REQUESTS: usize = 1024;
+const MESSAGE_BYTES: usize = 1 << 20;
+
+const BROKEN: &str = "the connection to the leader's node broke";
+const DEADLINE: &str = "the deadline passed while the leader's node had the write";
+const GONE: &str = "the caller left while the leader's node had the write";
+
+/// How a stream to a peer is opened.
+pub(crate) trait PeerTransport: Send + Sync + 'static {
+    /// Opens the stream to `node`: messages of `outgoing` go there, replies come back.
+    fn exchange(
+        &self,
+        ctx: Context,
+        node: NodeId,
+        outgoing: mpsc::Receiver<wire::ForwardRequests>,
+    ) -> BoxFuture<'static, Result<ReplyStream, String>>;
+}
+
+/// Replies of a peer; an error ends it.
+pub(crate) type ReplyStream = BoxStream<'static, Result<wire::ForwardReplies, String>>;
+
+/// Requests for leaders on other nodes.
+pub(crate) struct LeaderProxy {
+    table: Mutex<Table>,
+    metrics: CoordinatorMetrics,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    entries: HashMap<u64, Entry>,
+    peers: HashMap<NodeId, Peer>,
+}
+
+/// One request or watch, at a peer or on its way there.
+struct Entry {
+    node: NodeId,
+    handed: bool,
+    read: bool,
+    body: Body,
+}
+
+enum Body {
+    Operation {
+        /// What to send; taken when it is handed over.
+        message: Option<Message>,
+        reply: oneshot::Sender<Reply>,
+    },
+    Watch {
+        message: Option<(GroupId, Vec<Bytes>)>,
+        placed: Option<oneshot::Sender<Result<(), KvError>>>,
+        wake: Option<oneshot::Sender<()>>,
+    },
+}
+
+struct Message {
+    ctx: Context,
+    group: GroupId,
+    operation: Arc<dyn Operation>,
+    once: Option<Once>,
+    after_mine: bool,
+    size: usize,
+}
+
+/// What waits for one peer's stream.
+struct Peer {
+    queue: VecDeque<u64>,
+    queue_bytes: usize,
+    handed: usize,
+    cancels: Vec<u64>,
+    /// The breaker is closed.
+    up: bool,
+    work: Arc<Notify>,
+}
+
+impl Peer {
+    fn new() -> Self {
+        Self {
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            handed: 0,
+            cancels: Vec::new(),
+            up: false,
+            work: Arc::new(Notify::new()),
+        }
+    }
+}
+
+impl LeaderProxy {
+    pub(crate) fn new(metrics: CoordinatorMetrics) -> Arc<Self> {
+        Arc::new(Self {
+            table: Mutex::default(),
+            metrics,
+        })
+    }
+
+    /// Whether the circuit breaker of `node` is closed.
+    pub(crate) fn reachable(&self, node: NodeId) -> bool {
+        self.table
+            .lock()
+            .peers
+            .get(&node)
+            .is_some_and(|peer| peer.up)
+    }
+
+    /// Hands `request` to the stream of `node`; `None`: the breaker is open.
+    pub(crate) fn submit(
+        self: &Arc<Self>,
+        node: NodeId,
+        group: GroupId,
+        request: &Request,
+    ) -> Option<PendingReply> {
+        let (reply, received) = oneshot::channel();
+        let size = request.operation.size();
+        let read = request.read();
+        let number = {
+            let mut table = self.table.lock();
+            let table = &mut *table;
+            let peer = table.peers.get_mut(&node).filter(|peer| peer.up)?;
+            if peer.queue.len() >= MOST_WAITING
+                || peer.handed >= MOST_HANDED
+                || (!peer.queue.is_empty()
+                    && peer.queue_bytes.saturating_add(size) > MOST_WAITING_BYTES)
+            {
+                self.metrics.overloaded.inc();
+                return Some(PendingReply::ready(Err(KvError::Overloaded {
+                    what: "too many requests wait for the leader's node",
+                    retry_after_ms: 50,
+                })));
+            }
+            table.next += 1;
+            let number = table.next;
+            let message = Message {
+                ctx: request.ctx.clone(),
+                group,
+                operation: Arc::clone(&request.operation),
+                once: request.once,
+                after_mine: request.after_mine,
+                size,
+            };
+            table.entries.insert(
+                number,
+                Entry {
+                    node,
+                    handed: false,
+                    read,
+                    body: Body::Operation {
+                        message: Some(message),
+                        reply,
+                    },
+                },
+            );
+            peer.queue.push_back(number);
+            peer.queue_bytes += size;
+            if peer.queue.len() == 1 {
+                peer.work.notify_one();
+            }
+            number
+        };
+        self.metrics.forwards.inc();
+        self.metrics.forwards_pending.inc();
+        Some(PendingReply::forwarded(Forwarded {
+            proxy: Arc::clone(self),
+            number,
+            received,
+            ctx: request.ctx.clone(),
+            read,
+            ended: None,
+        }))
+    }
+
+    /// Registers interest in `keys` with the leader of `group` on `node`.
+    pub(crate) async fn watch(
+        self: &Arc<Self>,
+        ctx: &Context,
+        node: NodeId,
+        group: GroupId,
+        keys: Vec<Bytes>,
+    ) -> Result<KeyWatch, KvError> {
+        let (wake, watch) = KeyWatch::new();
+        let (placed, confirmation) = oneshot::channel();
+        let registration = {
+            let mut table = self.table.lock();
+            let table = &mut *table;
+            let Some(peer) = table.peers.get_mut(&node).filter(|peer| peer.up) else {
+                return Err(KvError::NoLeader { leader: None });
+            };
+            if peer.queue.len() >= MOST_WAITING {
+                return Err(KvError::Overloaded {
+                    what: "too many requests wait for the leader's node",
+                    retry_after_ms: 50,
+                });
+            }
+            table.next += 1;
+            let number = table.next;
+            table.entries.insert(
+                number,
+                Entry {
+                    node,
+                    handed: false,
+                    read: true,
+                    body: Body::Watch {
+                        message: Some((group, keys)),
+                        placed: Some(placed),
+                        wake: Some(wake),
+                    },
+                },
+            );
+            peer.queue.push_back(number);
+            peer.work.notify_one();
+            Registration {
+                proxy: Arc::clone(self),
+                number,
+            }
+        };
+        // Dropping the registration on any way out takes it back there too.
+        match ctx.run(confirmation).await {
+            Err(ended) => Err(KvError::NotApplied(ended)),
+            Ok(Err(_)) => Err(KvError::NoLeader { leader: None }),
+            Ok(Ok(Err(error))) => Err(error),
+            Ok(Ok(Ok(()))) => Ok(watch.registered(registration)),
+        }
+    }
+
+    /// The next message for `node`, if something waits for it.
+    fn next_message(&self, node: NodeId) -> Option<wire::ForwardRequests> {
+        let mut taken = Vec::new();
+        let mut watches = Vec::new();
+        let cancels = {
+            let mut table = self.table.lock();
+            let table = &mut *table;
+            let peer = table.peers.get_mut(&node)?;
+            let mut bytes = 0;
+            while taken.len() + watches.len() < MESSAGE_REQUESTS && bytes < MESSAGE_BYTES {
+                let Some(number) = peer.queue.pop_front() else {
+                    break;
+                };
+                // Given up while it waited: never sent.
+                let Some(entry) = table.entries.get_mut(&number) else {
+                    continue;
+                };
+                entry.handed = true;
+                peer.handed += 1;
+                match &mut entry.body {
+                    Body::Operation { message, .. } => {
+                        if let Some(message) = message.take() {
+                            bytes += message.size;
+                            peer.queue_bytes = peer.queue_bytes.saturating_sub(message.size);
+                            taken.push((number, message));
+                        }
+                    }
+                    Body::Watch { message, .. } => {
+                        watches.extend(message.take().map(|(group, keys)| (number, group, keys)));
+                    }
+                }
+            }
+            std::mem::take(&mut peer.cancels)
+        };
+        if taken.is_empty() && watches.is_empty() && cancels.is_empty() {
+            return None;
+        }
+        // Encoded outside the lock.
+        let mut requests = Vec::with_capacity(taken.len() + watches.len());
+        let mut buffer = BytesMut::new();
+        for (number, message) in taken {
+            message.operation.encode(&mut buffer);
+            requests.push(wire::ForwardRequest {
+                number,
+                group: message.group.0,
+                remaining_us: u64::try_from(message.ctx.remaining().as_micros())
+                    .unwrap_or(u64::MAX),
+                door: u32::from(message.operation.door() as u8),
+                operation: buffer.split().freeze(),
+                id: message.once.map(wire::RequestId::from),
+                after_mine: message.after_mine,
+                watch: Vec::new(),
+            });
+        }
+        for (number, group, keys) in watches {
+            requests.push(wire::ForwardRequest {
+                number,
+                group: group.0,
+                watch: keys,
+                ..wire::ForwardRequest::default()
+            });
+        }
+        Some(wire::ForwardRequests {
+            requests,
+            cancels,
+            ping: 0,
+        })
+    }
+
+    /// Delivers what a peer answered.
+    fn deliver(&self, node: NodeId, replies: Vec<wire::ForwardReply>) {
+        let mut settled = Vec::with_capacity(replies.len());
+        {
+            let mut table = self.table.lock();
+            for reply in replies {
+                let number = reply.number;
+                let Some(outcome) = reply.outcome else {
+                    continue;
+                };
+                if let wire::forward_reply::Outcome::Watching(_) = outcome {
+                    if let Some(Entry {
+                        body: Body::Watch { placed, .. },
+                        ..
+                    }) = table.entries.get_mut(&number)
+                        && let Some(placed) = placed.take()
+                    {
+                        settled.push(Settled::Placed(placed, Ok(())));
+                    }
+                    continue;
+                }
+                // Absent: its caller has given it up.
+                let Some(entry) = table.remove(number) else {
+                    continue;
+                };
+                debug_assert_eq!(entry.node, node);
+                settled.push(match entry.body {
+                    Body::Operation { reply, .. } => {
+                        Settled::Reply(reply, failure::reply_of(outcome))
+                    }
+                    Body::Watch { placed, wake, .. } => match placed {
+                        Some(placed) => Settled::Placed(
+                            placed,
+                            Err(failure::reply_of(outcome)
+                                .err()
+                                .unwrap_or(KvError::NoLeader { leader: None })),
+                        ),
+                        None => Settled::Wake(wake),
+                    },
+                });
+            }
+        }
+        // Woken outside the lock; a receiver that is gone gave up just now.
+        for settled in settled {
+            match settled {
+                Settled::Reply(sender, reply) => drop(sender.send(reply)),
+                Settled::Placed(sender, placed) => drop(sender.send(placed)),
+                Settled::Wake(wake) => {
+                    if let Some(wake) = wake {
+                        wake.send(()).ok();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Closes the breaker of `node`.
+    fn set_up(&self, node: NodeId) -> Arc<Notify> {
+        self.metrics
+            .peer_up
+            .get_or_create(&PeerLabel { node: node.0 })
+            .set(1);
+        let mut table = self.table.lock();
+        let peer = table.peers.entry(node).or_insert_with(Peer::new);
+        peer.up = true;
+        Arc::clone(&peer.work)
+    }
+
+    /// Opens the breaker of `node` and settles what was at it (invariant 1).
+    fn set_down(&self, node: NodeId) {
+        let label = PeerLabel { node: node.0 };
+        self.metrics.peer_up.get_or_create(&label).set(0);
+        let entries: Vec<Entry> = {
+            let mut table = self.table.lock();
+            let table = &mut *table;
+            if let Some(peer) = table.peers.get_mut(&node)
+                && std::mem::replace(&mut peer.up, false)
+            {
+                self.metrics.peer_broken.get_or_create(&label).inc();
+                peer.queue.clear();
+                peer.queue_bytes = 0;
+                peer.handed = 0;
+                peer.cancels.clear();
+            }
+            let numbers: Vec<u64> = table
+                .entries
+                .iter()
+                .filter(|(_, entry)| entry.node == node)
+                .map(|(&number, _)| number)
+                .collect();
+            let mut numbers = numbers;
+            numbers.sort_unstable();
+            numbers
+                .into_iter()
+                .filter_map(|number| table.entries.remove(&number))
+                .collect()
+        };
+        for entry in entries {
+            match entry.body {
+                Body::Operation { reply, .. } => {
+                    let error = if entry.handed && !entry.read {
+                        KvError::Unknown(BROKEN)
+                    } else {
+                        KvError::NoLeader { leader: None }
+                    };
+                    drop(reply.send(Err(error)));
+                }
+                // Dropping its senders refuses or wakes the watch, which registers again.
+                Body::Watch { .. } => {}
+            }
+        }
+    }
+
+    /// Takes back what its caller gave up; says whether it was handed over, `None` if it is settled.
+    fn abandon(&self, number: u64) -> Option<bool> {
+        let mut table = self.table.lock();
+        let entry = table.remove(number)?;
+        if entry.handed
+            && let Some(peer) = table.peers.get_mut(&entry.node)
+            && peer.up
+        {
+            peer.cancels.push(number);
+            peer.work.notify_one();
+        }
+        Some(entry.handed)
+    }
+}
+
+enum Settled {
+    Reply(oneshot::Sender<Reply>, Reply),
+    Placed(oneshot::Sender<Result<(), KvError>>, Result<(), KvError>),
+    Wake(Option<oneshot::Sender<()>>),
+}
+
+impl Table {
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&number)?;
+        if let Some(peer) = self.peers.get_mut(&entry.node) {
+            if entry.handed {
+                peer.handed = peer.handed.saturating_sub(1);
+            } else if let Body::Operation {
+                message: Some(message),
+                ..
+            } = &entry.body
+            {
+                peer.queue_bytes = peer.queue_bytes.saturating_sub(message.size);
+            }
+        }
+        Some(entry)
+    }
+}
+
+/// A watch at another node; dropping it takes it back.
+struct Registration {
+    proxy: Arc<LeaderProxy>,
+    number: u64,
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.proxy.abandon(self.number);
+    }
+}
+
+/// The reply to come of a forwarded request; dropping it cancels the request.
+pub(crate) struct Forwarded {
+    proxy: Arc<LeaderProxy>,
+    number: u64,
+    received: oneshot::Receiver<Reply>,
+    ctx: Context,
+    read: bool,
+    /// Made only once the reply has to be waited for.
+    ended: Option<Pin<Box<dyn Future<Output = Ended> + Send>>>,
+}
+
+impl Future for Forwarded {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Reply> {
+        let this = &mut *self;
+        if let Poll::Ready(received) = Pin::new(&mut this.received).poll(task) {
+            return Poll::Ready(received.unwrap_or(Err(KvError::Unknown(BROKEN))));
+        }
+        let ended = this.ended.get_or_insert_with(|| {
+            let ctx = this.ctx.clone();
+            Box::pin(async move { ctx.done().await })
+        });
+        let Poll::Ready(ended) = ended.as_mut().poll(task) else {
+            return Poll::Pending;
+        };
+        match this.proxy.abandon(this.number) {
+            // Settled at the same moment: its reply is on the way through the channel.
+            None => match this.received.try_recv() {
+                Ok(reply) => Poll::Ready(reply),
+                Err(_) => Poll::Ready(Err(give_up(ended, !this.read))),
+            },
+            Some(handed) => Poll::Ready(Err(give_up(ended, handed && !this.read))),
+        }
+    }
+}
+
+/// Invariant 1.
+fn give_up(ended: Ended, may_be_applied: bool) -> KvError {
+    match ended {
+        _ if !may_be_applied => KvError::NotApplied(ended),
+        Ended::Deadline => KvError::Unknown(DEADLINE),
+        Ended::Cancelled => KvError::Unknown(GONE),
+    }
+}
+
+impl Drop for Forwarded {
+    fn drop(&mut self) {
+        self.proxy.metrics.forwards_pending.dec();
+        self.proxy.abandon(self.number);
+    }
+}
+
+impl From<Once> for wire::RequestId {
+    fn from(once: Once) -> Self {
+        let session = once.id.session;
+        Self {
+            session_high: (session >> 64) as u64,
+            session_low: session as u64,
+            number: once.id.number,
+            lowest_open: once.lowest_open,
+        }
+    }
+}
+
+impl From<wire::RequestId> for Once {
+    fn from(id: wire::RequestId) -> Self {
+        Self {
+            id: crate::RequestId {
+                session: u128::from(id.session_high) << 64 | u128::from(id.session_low),
+                number: id.number,
+            },
+            lowest_open: id.lowest_open,
+        }
+    }
+}

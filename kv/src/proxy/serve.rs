@@ -1,0 +1,281 @@
+//! The other side of the leader proxy: evaluates what peers forward, if this node leads.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
+
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, Stream, StreamExt};
+use leadline_raft::{Context, GroupId};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Response, Status, Streaming};
+
+use super::failure::outcome_of;
+use crate::coordinator::{KeyWatch, PendingReply, ShardedCoordinator};
+use crate::executor::Once;
+use crate::wire::forward_reply::Outcome;
+use crate::wire::forward_server::Forward;
+use crate::wire::{ForwardReplies, ForwardReply, ForwardRequest, ForwardRequests};
+use crate::{Door, KvError, OperationCodec};
+
+/// Requests of one peer that may be under way here; then its stream has to wait.
+const MOST_UNDER_WAY: usize = 64 * 1024;
+/// Replies that one message takes.
+const MESSAGE_REPLIES: usize = 1024;
+/// A watch has no deadline: it lives as long as its stream and is taken back by a cancel.
+const WATCH: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// Serves [`super::LeaderProxy`]s of other nodes.
+#[derive(Clone)]
+pub(crate) struct ForwardService {
+    parts: Arc<Parts>,
+}
+
+struct Parts {
+    coordinator: Arc<ShardedCoordinator>,
+    codecs: HashMap<u32, Arc<dyn OperationCodec>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl ForwardService {
+    pub(crate) fn new(
+        coordinator: Arc<ShardedCoordinator>,
+        codecs: impl IntoIterator<Item = (Door, Arc<dyn OperationCodec>)>,
+    ) -> Self {
+        let codecs = codecs
+            .into_iter()
+            .map(|(door, codec)| (u32::from(door as u8), codec))
+            .collect();
+        Self {
+            parts: Arc::new(Parts {
+                coordinator,
+                codecs,
+                tasks: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// Ends every stream and waits for their tasks, at most until `ctx` ends.
+    pub(crate) async fn shutdown(&self, ctx: &Context) {
+        self.parts.stop.cancel();
+        self.parts.tasks.close();
+        if ctx.run(self.parts.tasks.wait()).await.is_err() {
+            tracing::warn!("streams of peers did not end in time");
+        }
+    }
+
+    /// Serves one stream: takes `requests` until they end, and answers into the result.
+    pub(crate) fn serve<S>(&self, requests: S) -> mpsc::Receiver<Result<ForwardReplies, Status>>
+    where
+        S: Stream<Item = Result<ForwardRequests, Status>> + Send + Unpin + 'static,
+    {
+        // Two messages: while one is sent the next is filled.
+        let (send, replies) = mpsc::channel(2);
+        let parts = Arc::clone(&self.parts);
+        self.parts.tasks.spawn(async move {
+            let stop = parts.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = Session::new(&parts).run(requests, send) => {}
+            }
+        });
+        replies
+    }
+}
+
+#[tonic::async_trait]
+impl Forward for ForwardService {
+    type ExchangeStream = tokio_stream::wrappers::ReceiverStream<Result<ForwardReplies, Status>>;
+
+    async fn exchange(
+        &self,
+        request: tonic::Request<Streaming<ForwardRequests>>,
+    ) -> Result<Response<Self::ExchangeStream>, Status> {
+        Ok(Response::new(self.serve(request.into_inner()).into()))
+    }
+}
+
+/// One stream of one peer.
+struct Session<'a> {
+    parts: &'a Parts,
+    /// Ends with the stream, and everything that came over it with it.
+    ctx: Context,
+    under_way: FuturesUnordered<Work>,
+    cancels: HashMap<u64, Context>,
+    replies: Vec<ForwardReply>,
+    pong: u64,
+}
+
+impl<'a> Session<'a> {
+    fn new(parts: &'a Parts) -> Self {
+        Self {
+            parts,
+            ctx: Context::with_timeout(WATCH),
+            under_way: FuturesUnordered::new(),
+            cancels: HashMap::new(),
+            replies: Vec::new(),
+            pong: 0,
+        }
+    }
+
+    async fn run<S>(mut self, mut requests: S, send: mpsc::Sender<Result<ForwardReplies, Status>>)
+    where
+        S: Stream<Item = Result<ForwardRequests, Status>> + Send + Unpin,
+    {
+        let _guard = self.ctx.guard();
+        loop {
+            tokio::select! {
+                biased;
+                Some((number, outcome)) = self.under_way.next() => {
+                    self.settle(number, outcome);
+                    // What else is ready goes into the same message.
+                    while self.replies.len() < MESSAGE_REPLIES
+                        && let Some(Some((number, outcome))) = self.under_way.next().now_or_never()
+                    {
+                        self.settle(number, outcome);
+                    }
+                }
+                message = requests.next(), if self.under_way.len() < MOST_UNDER_WAY => {
+                    match message {
+                        Some(Ok(message)) => self.take(message),
+                        // The peer opens a new stream; what was under way here is given up.
+                        Some(Err(_)) | None => return,
+                    }
+                }
+            }
+            if self.replies.is_empty() && self.pong == 0 {
+                continue;
+            }
+            let message = ForwardReplies {
+                replies: std::mem::take(&mut self.replies),
+                pong: std::mem::take(&mut self.pong),
+            };
+            if send.send(Ok(message)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn settle(&mut self, number: u64, outcome: Outcome) {
+        self.cancels.remove(&number);
+        self.replies.push(ForwardReply {
+            number,
+            outcome: Some(outcome),
+        });
+    }
+
+    fn take(&mut self, message: ForwardRequests) {
+        self.pong = message.ping;
+        for request in message.requests {
+            self.begin(request);
+        }
+        // After the requests: one may be taken back in the message that brings it.
+        for number in message.cancels {
+            if let Some(ctx) = self.cancels.remove(&number) {
+                ctx.cancel();
+            }
+        }
+    }
+
+    fn begin(&mut self, request: ForwardRequest) {
+        let number = request.number;
+        let group = GroupId(request.group);
+        if !request.watch.is_empty() {
+            match self
+                .parts
+                .coordinator
+                .watch_forwarded(group, &request.watch)
+            {
+                Err(error) => self.settle(number, outcome_of(Err(error))),
+                Ok(watch) => {
+                    let ctx = self.ctx.child(WATCH);
+                    self.cancels.insert(number, ctx.clone());
+                    self.settle_placed(number);
+                    let ended = Box::pin(async move {
+                        ctx.done().await;
+                    });
+                    self.under_way.push(Work::Watch {
+                        number,
+                        watch,
+                        ended,
+                    });
+                }
+            }
+            return;
+        }
+        let Some(codec) = self.parts.codecs.get(&request.door) else {
+            let why = format!("this node has no door {}", request.door);
+            return self.settle(number, outcome_of(Err(KvError::Invalid(why))));
+        };
+        let operation = match codec.decode(request.operation) {
+            Ok(operation) => operation,
+            Err(why) => return self.settle(number, outcome_of(Err(KvError::Invalid(why)))),
+        };
+        let ctx = self.ctx.child(Duration::from_micros(request.remaining_us));
+        let reply = self.parts.coordinator.submit_forwarded(
+            &ctx,
+            group,
+            operation,
+            request.id.map(Once::from),
+            request.after_mine,
+        );
+        if reply.is_ready() {
+            if let Some(reply) = reply.now_or_never() {
+                self.settle(number, outcome_of(reply));
+            }
+            return;
+        }
+        self.cancels.insert(number, ctx);
+        self.under_way.push(Work::Reply { number, reply });
+    }
+
+    fn settle_placed(&mut self, number: u64) {
+        self.replies.push(ForwardReply {
+            number,
+            outcome: Some(Outcome::Watching(true)),
+        });
+    }
+}
+
+/// A request or a watch under way.
+enum Work {
+    Reply {
+        number: u64,
+        reply: PendingReply,
+    },
+    Watch {
+        number: u64,
+        watch: KeyWatch,
+        ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+    },
+}
+
+impl Future for Work {
+    type Output = (u64, Outcome);
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Reply { number, reply } => {
+                let reply = ready!(Pin::new(reply).poll(task));
+                Poll::Ready((*number, outcome_of(reply)))
+            }
+            Self::Watch {
+                number,
+                watch,
+                ended,
+            } => {
+                if watch.poll_woken(task).is_pending() {
+                    ready!(ended.as_mut().poll(task));
+                }
+                Poll::Ready((*number, Outcome::Woken(true)))
+            }
+        }
+    }
+}

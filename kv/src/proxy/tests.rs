@@ -1,1 +1,738 @@
+//! The coordinator and the leader proxy of several nodes, wired in memory, under paused time: the
+//! shards are stand-ins that the test leads, holds and refuses.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use leadline_raft::engine::{Leadership, ReadIndex};
+use leadline_raft::{
+    ClusterId, Context, Ended, GroupId, LeaderId, LogIndex, NodeId, RaftError, Term,
+};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{ForwardService, LeaderProxy, Links, PeerTransport, ReplyStream};
+use crate::admission::Admission;
+use crate::catalog::{Addresses, Catalog, CatalogCopy};
+use crate::coordinator::{LocalShard, Reply};
+use crate::executor::Submission;
+use crate::keyspace::{SLOTS, slot_start};
+use crate::metrics::CoordinatorMetrics;
+use crate::{
+    Access, Coordinator, Door, KeyWatch, KvError, Operation, OperationCodec, PendingReply, Route,
+    RowError, Rows, ShardedCoordinator, wire,
+};
+
+const SHARDS: u16 = 4;
+
+/// A command that says its name when it is evaluated.
+#[derive(Clone, Debug)]
+struct Say {
+    name: String,
+    access: Access,
+    /// None: every shard.
+    keys: Vec<Bytes>,
+    divisible: bool,
+}
+
+fn key(shard: u16) -> Bytes {
+    let mut key = slot_start(SLOTS / SHARDS * shard).to_vec();
+    key.extend_from_slice(b"\0k");
+    key.into()
+}
+
+fn write(name: &str) -> Arc<Say> {
+    Arc::new(Say {
+        name: name.to_owned(),
+        access: Access::Write,
+        keys: vec![key(0)],
+        divisible: false,
+    })
+}
+
+fn read(name: &str) -> Arc<Say> {
+    Arc::new(Say {
+        access: Access::Read,
+        ..(*write(name)).clone()
+    })
+}
+
+impl Operation for Say {
+    fn name(&self) -> &'static str {
+        "SAY"
+    }
+    fn door(&self) -> Door {
+        Door::Redis
+    }
+    fn access(&self) -> Access {
+        self.access
+    }
+    fn route(&self) -> Route<'_> {
+        if self.keys.is_empty() {
+            Route::EveryShard
+        } else {
+            Route::Keys(&self.keys)
+        }
+    }
+    fn size(&self) -> usize {
+        100
+    }
+    fn evaluate(&self, _rows: &mut dyn Rows) -> Result<Bytes, RowError> {
+        Ok(self.name.clone().into())
+    }
+    fn encode(&self, out: &mut BytesMut) {
+        out.extend_from_slice(&[u8::from(self.access == Access::Write)]);
+        out.extend_from_slice(self.name.as_bytes());
+    }
+    fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
+        let part = |part: &Vec<usize>| -> Arc<dyn Operation> {
+            Arc::new(Self {
+                keys: part.iter().map(|&at| self.keys[at].clone()).collect(),
+                ..(*self).clone()
+            })
+        };
+        self.divisible.then(|| parts.iter().map(part).collect())
+    }
+    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Bytes>) -> Bytes {
+        replies.concat().into()
+    }
+}
+
+struct SayCodec;
+
+impl OperationCodec for SayCodec {
+    fn decode(&self, bytes: Bytes) -> Result<Arc<dyn Operation>, String> {
+        let name = String::from_utf8(bytes[1..].to_vec()).map_err(|error| error.to_string())?;
+        Ok(if bytes[0] == 1 {
+            write(&name)
+        } else {
+            read(&name)
+        })
+    }
+}
+
+/// A replica whose leadership and answers the test decides.
+struct FakeShard {
+    leadership: watch::Sender<Leadership>,
+    leading: AtomicBool,
+    evaluated: Mutex<Vec<String>>,
+    /// Replies held back, with the contexts of their requests, while set.
+    held: Mutex<Option<Vec<(Context, oneshot::Sender<Reply>)>>>,
+    watches: Mutex<Vec<oneshot::Sender<()>>>,
+}
+
+fn leader(node: u64) -> LeaderId {
+    LeaderId {
+        term: Term(1),
+        node: NodeId(node),
+    }
+}
+
+impl FakeShard {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            leadership: watch::Sender::new(Leadership::Unknown),
+            leading: AtomicBool::new(false),
+            evaluated: Mutex::default(),
+            held: Mutex::new(None),
+            watches: Mutex::default(),
+        })
+    }
+
+    fn hold(&self) {
+        *self.held.lock() = Some(Vec::new());
+    }
+
+    fn held(&self) -> Vec<(Context, oneshot::Sender<Reply>)> {
+        self.held.lock().replace(Vec::new()).unwrap_or_default()
+    }
+
+    fn refuse(&self) -> KvError {
+        let leader = match *self.leadership.borrow() {
+            Leadership::Leader(leader) | Leadership::Follower { leader } => Some(leader.node),
+            Leadership::Unknown => None,
+        };
+        KvError::NoLeader { leader }
+    }
+
+    fn said(&self) -> Vec<String> {
+        self.evaluated.lock().clone()
+    }
+}
+
+struct Handle(Arc<FakeShard>);
+
+impl LocalShard for Handle {
+    fn submit(&self, ctx: &Context, submission: Submission) -> PendingReply {
+        if !self.is_leading() {
+            return PendingReply::ready(Err(self.0.refuse()));
+        }
+        if let Some(held) = self.0.held.lock().as_mut() {
+            let (reply, received) = oneshot::channel();
+            held.push((ctx.clone(), reply));
+            return PendingReply::waiting(received);
+        }
+        let mut rows = crate::testing::MemoryRows::default();
+        let said = submission.operation.evaluate(&mut rows).unwrap();
+        let name = String::from_utf8(said.to_vec()).unwrap();
+        self.0.evaluated.lock().push(name);
+        PendingReply::ready(Ok(said))
+    }
+
+    fn watch(&self, _keys: &[Bytes]) -> Result<KeyWatch, KvError> {
+        if !self.is_leading() {
+            return Err(self.0.refuse());
+        }
+        let (wake, watch) = KeyWatch::new();
+        self.0.watches.lock().push(wake);
+        Ok(watch)
+    }
+
+    fn is_leading(&self) -> bool {
+        self.0.leading.load(Ordering::SeqCst)
+    }
+
+    fn leadership(&self) -> Leadership {
+        *self.0.leadership.borrow()
+    }
+
+    fn leadership_changes(&self) -> watch::Receiver<Leadership> {
+        self.0.leadership.subscribe()
+    }
+
+    fn verify_leader<'a>(
+        &'a self,
+        _ctx: &'a Context,
+    ) -> BoxFuture<'a, Result<ReadIndex, RaftError>> {
+        Box::pin(async {
+            Ok(ReadIndex {
+                leader: leader(1),
+                index: LogIndex(1),
+            })
+        })
+    }
+}
+
+/// The network: which nodes serve, and from where to where nothing passes.
+#[derive(Default)]
+struct Network {
+    services: Mutex<BTreeMap<NodeId, ForwardService>>,
+    silent: Mutex<Vec<NodeId>>,
+    cut: Mutex<Vec<(NodeId, CancellationToken)>>,
+    tasks: TaskTracker,
+}
+
+impl Network {
+    /// Messages to and from `node` vanish, as behind a firewall that drops.
+    fn blackhole(&self, node: u64) {
+        self.silent.lock().push(NodeId(node));
+    }
+
+    fn heal(&self) {
+        self.silent.lock().clear();
+    }
+
+    /// Breaks the streams to `node`.
+    fn reset(&self, node: u64) {
+        for (to, cut) in &*self.cut.lock() {
+            if *to == NodeId(node) {
+                cut.cancel();
+            }
+        }
+    }
+
+    fn is_silent(&self, node: NodeId) -> bool {
+        self.silent.lock().contains(&node)
+    }
+}
+
+struct Via(Arc<Network>);
+
+impl PeerTransport for Via {
+    fn exchange(
+        &self,
+        _ctx: Context,
+        node: NodeId,
+        mut outgoing: mpsc::Receiver<wire::ForwardRequests>,
+    ) -> BoxFuture<'static, Result<ReplyStream, String>> {
+        let network = Arc::clone(&self.0);
+        Box::pin(async move {
+            if network.is_silent(node) {
+                std::future::pending::<()>().await;
+            }
+            let service = network.services.lock().get(&node).cloned();
+            let service = service.ok_or("connection refused")?;
+            let (up, requests) = mpsc::channel(1);
+            let cut = CancellationToken::new();
+            network.cut.lock().push((node, cut.clone()));
+            let there = Arc::clone(&network);
+            let gone = cut.clone();
+            network.tasks.spawn(async move {
+                while let Some(message) = outgoing.recv().await {
+                    if gone.is_cancelled() {
+                        return;
+                    }
+                    if !there.is_silent(node) && up.send(Ok(message)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let replies = ReceiverStream::new(service.serve(ReceiverStream::new(requests)))
+                .filter(move |_| {
+                    let lost = network.is_silent(node);
+                    async move { !lost }
+                })
+                .map(|message| message.map_err(|status| status.to_string()))
+                .take_until(async move { cut.cancelled().await })
+                .chain(futures::stream::once(async { Err("reset".to_owned()) }));
+            Ok(replies.boxed() as ReplyStream)
+        })
+    }
+}
+
+struct TestNode {
+    coordinator: Arc<ShardedCoordinator>,
+    proxy: Arc<LeaderProxy>,
+    metrics: CoordinatorMetrics,
+    shard: Arc<FakeShard>,
+    other_shards: Vec<Arc<FakeShard>>,
+}
+
+impl TestNode {
+    /// What this node believes about who leads; it says so to its lanes.
+    fn believe(&self, belief: Leadership) {
+        for (group, shard) in (1..).zip(std::iter::once(&self.shard).chain(&self.other_shards)) {
+            let leads = belief == Leadership::Leader(leader(self.coordinator.node().0));
+            shard.leading.store(leads, Ordering::SeqCst);
+            shard.leadership.send_replace(belief);
+            self.coordinator.lane(GroupId(group)).kick();
+        }
+    }
+
+    fn follow(&self, node: u64) {
+        self.believe(Leadership::Follower {
+            leader: leader(node),
+        });
+    }
+
+    fn lead(&self) {
+        self.believe(Leadership::Leader(leader(self.coordinator.node().0)));
+    }
+
+    fn nothing_is_left(&self) {
+        assert_eq!(self.proxy.table.lock().entries.len(), 0, "pending entries");
+        assert_eq!(self.metrics.parked.get(), 0, "parked");
+        assert_eq!(self.metrics.forwards_pending.get(), 0, "forwards pending");
+    }
+}
+
+struct Cluster {
+    network: Arc<Network>,
+    nodes: Vec<TestNode>,
+}
+
+impl Cluster {
+    /// Three nodes whose streams are up; nobody knows a leader.
+    async fn new() -> Self {
+        let network = Arc::new(Network::default());
+        let mut nodes = Vec::new();
+        for number in 1..=3 {
+            let node = NodeId(number);
+            let catalog = Arc::new(CatalogCopy::default());
+            catalog.offer(Catalog::deal(
+                ClusterId(1),
+                SHARDS,
+                NodeId(1),
+                Addresses::default(),
+            ));
+            let metrics = CoordinatorMetrics::default();
+            let proxy = LeaderProxy::new(metrics.clone());
+            let coordinator = ShardedCoordinator::new(
+                node,
+                catalog,
+                Arc::clone(&proxy),
+                Arc::new(Admission::new(1 << 20, 1000)),
+                metrics.clone(),
+            );
+            let shards: Vec<_> = (0..SHARDS).map(|_| FakeShard::new()).collect();
+            for (group, shard) in (1..).zip(&shards) {
+                let local: Box<dyn LocalShard> = Box::new(Handle(Arc::clone(shard)));
+                coordinator.host(GroupId(group), Some(local));
+            }
+            let codec: Arc<dyn OperationCodec> = Arc::new(SayCodec);
+            let service = ForwardService::new(Arc::clone(&coordinator), [(Door::Redis, codec)]);
+            network.services.lock().insert(node, service);
+            let attending = Arc::clone(&coordinator);
+            network
+                .tasks
+                .spawn(async move { attending.attend(CancellationToken::new()).await });
+            let links = Links::new(Arc::clone(&proxy), Arc::new(Via(Arc::clone(&network))), {
+                let coordinator = Arc::clone(&coordinator);
+                move |_| coordinator.peer_is_back()
+            });
+            links.set_peers((1..=3).map(NodeId).filter(|&peer| peer != node));
+            nodes.push(TestNode {
+                coordinator,
+                proxy,
+                metrics,
+                shard: Arc::clone(&shards[0]),
+                other_shards: shards[1..].to_vec(),
+            });
+        }
+        let cluster = Self { network, nodes };
+        while !cluster.all_up() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        cluster
+    }
+
+    fn all_up(&self) -> bool {
+        self.nodes.iter().all(|node| {
+            let own = node.coordinator.node();
+            (1..=3)
+                .map(NodeId)
+                .all(|peer| peer == own || node.proxy.reachable(peer))
+        })
+    }
+
+    fn at(&self, node: usize) -> &TestNode {
+        &self.nodes[node - 1]
+    }
+}
+
+fn within(millis: u64) -> Context {
+    Context::with_timeout(Duration::from_millis(millis))
+}
+
+async fn timed(reply: PendingReply) -> (Reply, u64) {
+    let began = Instant::now();
+    let reply = reply.await;
+    (reply, u64::try_from(began.elapsed().as_millis()).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_at_a_follower_is_answered_by_the_leader() {
+    let cluster = Cluster::new().await;
+    cluster.at(1).follow(2);
+    cluster.at(2).lead();
+    let reply = cluster.at(1).coordinator.submit(&within(100), write("a"));
+    assert_eq!(reply.await, Ok("a".into()));
+    assert_eq!(cluster.at(2).shard.said(), ["a"]);
+    cluster.at(1).nothing_is_left();
+}
+
+/// Promise 4: a blackholed leader costs each request its own deadline, and says the right thing.
+#[tokio::test(start_paused = true)]
+async fn requests_at_a_blackholed_leader_end_at_their_own_deadlines() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.network.blackhole(2);
+    let long = node.coordinator.submit(&within(700), write("a"));
+    let short = node.coordinator.submit(&within(50), write("b"));
+    let look = node.coordinator.submit(&within(300), read("c"));
+    let (long, short, look) = tokio::join!(timed(long), timed(short), timed(look));
+    assert!(matches!(long, (Err(KvError::Unknown(_)), 700..=701)));
+    assert!(matches!(short, (Err(KvError::Unknown(_)), 50..=51)));
+    let ended = Err(KvError::NotApplied(Ended::Deadline));
+    assert!(look.0 == ended && (300..=301).contains(&look.1));
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_leader_a_request_waits_exactly_its_deadline_and_is_not_applied() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    let replies = (1..=50).map(|i| node.coordinator.submit(&within(i * 10), write("a")));
+    let replies = futures::future::join_all(replies.map(timed)).await;
+    for (i, (reply, took)) in (1..).zip(replies) {
+        assert!(matches!(reply, Err(KvError::NoLeader { .. })), "{reply:?}");
+        assert!(
+            (i * 10..=i * 10 + 1).contains(&took),
+            "{took} of {}",
+            i * 10
+        );
+    }
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_wait_for_an_election_go_on_in_order_when_it_ends() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    let names: Vec<String> = (0..20).map(|i| i.to_string()).collect();
+    let ctx = within(5000);
+    let waiting: Vec<_> = names
+        .iter()
+        .map(|name| node.coordinator.submit(&ctx, write(name)))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    cluster.at(2).lead();
+    let began = Instant::now();
+    node.follow(2);
+    let replies = futures::future::join_all(waiting).await;
+    assert!(replies.iter().all(Result::is_ok));
+    assert_eq!(cluster.at(2).shard.said(), names);
+    assert!(began.elapsed() < Duration::from_millis(5));
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parked_request_moves_to_this_node_when_it_comes_to_lead() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    let waiting = node.coordinator.submit(&within(1000), write("a"));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    node.lead();
+    assert_eq!(waiting.await, Ok("a".into()));
+    node.nothing_is_left();
+}
+
+/// The breaker: once a peer is known to be silent, requests for it are not handed over, so they
+/// end as not applied instead of unknown; a probe, not a request, finds out that it is back.
+#[tokio::test(start_paused = true)]
+async fn an_open_breaker_keeps_requests_safe_to_retry_and_closes_by_a_probe() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.network.blackhole(2);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!node.proxy.reachable(NodeId(2)));
+    let (reply, took) = timed(node.coordinator.submit(&within(200), write("a"))).await;
+    assert!(matches!(reply, Err(KvError::NoLeader { .. })) && (200..=201).contains(&took));
+    let waiting = node.coordinator.submit(&within(5000), write("b"));
+    cluster.network.heal();
+    let (reply, took) = timed(waiting).await;
+    assert_eq!(reply, Ok("b".into()));
+    assert!(took <= 2100, "healed and first answered after {took} ms");
+    assert_eq!(cluster.at(2).shard.said(), ["b"]);
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_is_followed_by_the_origin_and_a_forwarded_request_makes_one_hop() {
+    let cluster = Cluster::new().await;
+    cluster.at(1).follow(2);
+    cluster.at(2).follow(3);
+    cluster.at(3).lead();
+    let (reply, took) = timed(cluster.at(1).coordinator.submit(&within(500), write("a"))).await;
+    assert_eq!(reply, Ok("a".into()));
+    assert!(took < 20, "{took}");
+    assert_eq!(cluster.at(2).metrics.forwards.get(), 0);
+    assert_eq!(cluster.at(1).metrics.forwards.get(), 2);
+    cluster.at(1).nothing_is_left();
+}
+
+/// Invariant 1: what was handed over may have been applied.
+#[tokio::test(start_paused = true)]
+async fn when_the_stream_breaks_a_read_is_sent_again_and_a_write_is_unknown() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    let ctx = within(4000);
+    let put = node.coordinator.submit(&ctx, write("a"));
+    let mut other = (*read("b")).clone();
+    other.keys = vec![[&key(0)[..], b"other"].concat().into()];
+    let look = node.coordinator.submit(&ctx, Arc::new(other));
+    let id = node.coordinator.next_request_id();
+    let mut once = (*write("c")).clone();
+    once.keys = vec![[&key(0)[..], b"third"].concat().into()];
+    let once = node.coordinator.submit_once(&ctx, id, Arc::new(once));
+    while cluster.at(2).shard.held.lock().as_ref().unwrap().len() < 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    *cluster.at(2).shard.held.lock() = None;
+    cluster.network.reset(2);
+    let (put, look, once) = tokio::join!(put, look, once);
+    assert!(matches!(put, Err(KvError::Unknown(_))), "{put:?}");
+    assert_eq!(look, Ok("b".into()));
+    assert_eq!(once, Ok("c".into()));
+    let mut said = cluster.at(2).shard.said();
+    said.sort();
+    assert_eq!(said, ["b", "c"], "the write was sent twice");
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_at_a_follower_is_evaluated_in_order() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    let names: Vec<String> = (0..500).map(|i| i.to_string()).collect();
+    let ctx = within(1000);
+    let replies: Vec<_> = names
+        .iter()
+        .map(|name| node.coordinator.submit(&ctx, write(name)))
+        .collect();
+    let replies = futures::future::join_all(replies).await;
+    assert!(replies.iter().all(Result::is_ok));
+    assert_eq!(cluster.at(2).shard.said(), names);
+}
+
+/// Invariant 2 of flights: a refused write is not put behind a later one on its key.
+#[tokio::test(start_paused = true)]
+async fn a_refused_write_is_not_sent_again_once_a_later_one_on_its_key_was_submitted() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.lead();
+    node.shard.hold();
+    let ctx = within(1000);
+    let first = node.coordinator.submit(&ctx, write("first"));
+    let refused = node.shard.held();
+    *node.shard.held.lock() = None;
+    let second = node.coordinator.submit(&ctx, write("second"));
+    for (_, reply) in refused {
+        drop(reply.send(Err(KvError::NoLeader { leader: None })));
+    }
+    assert!(matches!(first.await, Err(KvError::NoLeader { .. })));
+    assert_eq!(second.await, Ok("second".into()));
+    assert_eq!(node.shard.said(), ["second"]);
+
+    // With nothing behind it, it is.
+    node.shard.hold();
+    let last = node.coordinator.submit(&ctx, write("last"));
+    let refused = node.shard.held();
+    *node.shard.held.lock() = None;
+    for (_, reply) in refused {
+        drop(reply.send(Err(KvError::NoLeader { leader: None })));
+    }
+    assert_eq!(last.await, Ok("last".into()));
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_part_of_a_fan_out_cancels_no_other_and_the_whole_says_what_happened() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.lead();
+    let broken = &node.other_shards[1];
+    broken.leading.store(false, Ordering::SeqCst);
+    broken.leadership.send_replace(Leadership::Unknown);
+    let everywhere = |access| {
+        Arc::new(Say {
+            name: "x".into(),
+            access,
+            keys: (0..SHARDS).map(key).collect(),
+            divisible: true,
+        })
+    };
+    let look = node
+        .coordinator
+        .submit(&within(100), everywhere(Access::Read))
+        .await;
+    assert!(matches!(look, Err(KvError::NoLeader { .. })), "{look:?}");
+    let put = node
+        .coordinator
+        .submit(&within(100), everywhere(Access::Write))
+        .await;
+    assert!(matches!(put, Err(KvError::Unknown(_))), "{put:?}");
+    assert_eq!(node.shard.said().len(), 2);
+    assert_eq!(node.other_shards[2].said().len(), 2);
+    node.lead();
+    let all = node
+        .coordinator
+        .submit(&within(100), everywhere(Access::Read))
+        .await;
+    assert_eq!(all, Ok("xxxx".into()));
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_over_two_shards_that_cannot_be_cut_is_refused() {
+    let cluster = Cluster::new().await;
+    cluster.at(1).lead();
+    let mut both = (*write("x")).clone();
+    both.keys = vec![key(0), key(1)];
+    let reply = cluster
+        .at(1)
+        .coordinator
+        .submit(&within(100), Arc::new(both));
+    assert_eq!(reply.await, Err(KvError::CrossShard));
+}
+
+#[tokio::test(start_paused = true)]
+async fn giving_up_a_reply_cancels_the_request_at_the_leader() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    let mut reply = node.coordinator.submit(&within(60_000), write("a"));
+    assert!((&mut reply).now_or_never().is_none());
+    let there = loop {
+        if let Some(held) = cluster.at(2).shard.held().pop() {
+            break held;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    assert_eq!(there.0.ended(), None);
+    drop(reply);
+    assert_eq!(there.0.done().await, Ended::Cancelled);
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_at_another_node_is_woken_taken_back_and_ended_with_its_stream() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    let ctx = within(1000);
+    let keys = [key(0)];
+    let mut watch = node.coordinator.watch(&ctx, &keys).await.unwrap();
+    // It outlives the context of its registration.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(watch.woken().now_or_never().is_none());
+    let wake = cluster.at(2).shard.watches.lock().pop().unwrap();
+    wake.send(()).unwrap();
+    watch.woken().await;
+    drop(watch);
+    node.nothing_is_left();
+
+    let ctx = within(1000);
+    let watch = node.coordinator.watch(&ctx, &keys).await.unwrap();
+    let mut wake = cluster.at(2).shard.watches.lock().pop().unwrap();
+    drop(watch);
+    wake.closed().await;
+
+    let ctx = within(1000);
+    let mut watch = node.coordinator.watch(&ctx, &keys).await.unwrap();
+    cluster.network.reset(2);
+    watch.woken().await;
+    drop(watch);
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spent_budget_refuses_at_once_and_recovers() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.lead();
+    node.shard.hold();
+    let ctx = within(100);
+    let held: Vec<_> = (0..1000)
+        .map(|_| node.coordinator.submit(&ctx, read("a")))
+        .collect();
+    let refused = node.coordinator.submit(&ctx, read("b"));
+    assert!(matches!(
+        refused.now_or_never(),
+        Some(Err(KvError::Overloaded { .. }))
+    ));
+    drop(held);
+    *node.shard.held.lock() = None;
+    assert!(node.coordinator.submit(&ctx, read("b")).await.is_ok());
+}

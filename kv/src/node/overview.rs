@@ -1,10 +1,12 @@
 //! What a status page says about the cluster: facts, when they were learned, and what could not be.
 
+use std::collections::BTreeMap;
+
 use leadline_raft::engine::{GroupStatus, Role};
-use leadline_raft::{GroupId, LogIndex, NodeId, Term};
+use leadline_raft::{ClusterId, GroupId, LogIndex, NodeId, Term};
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{Addresses, MemberState};
+use crate::catalog::{Addresses, Catalog, MemberState};
 
 /// Whether a node may be sent requests.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,4 +85,131 @@ pub struct ReplicaOverview {
     pub status: Option<GroupStatus>,
     /// Entries that the group has committed and this replica not applied; `None`: not known.
     pub lag: Option<u64>,
+}
+
+/// Puts together what every node said, or why it did not.
+pub(super) fn collect(
+    asked: NodeId,
+    cluster: ClusterId,
+    catalog: Option<&Catalog>,
+    answers: BTreeMap<NodeId, Result<NodeStatus, String>>,
+) -> ClusterOverview {
+    let mut unknown: Vec<String> = answers
+        .iter()
+        .filter_map(|(node, said)| {
+            let why = said.as_ref().err()?;
+            Some(format!("node {node} did not answer: {why}"))
+        })
+        .collect();
+    let said = |node: NodeId| answers.get(&node).and_then(|said| said.as_ref().ok());
+    let groups: Vec<GroupOverview> = catalog
+        .iter()
+        .flat_map(|catalog| catalog.groups().map(|group| (*catalog, group)))
+        .map(|(catalog, group)| group_overview(catalog, group, &said))
+        .collect();
+    if catalog.is_none() {
+        unknown.push(format!("node {asked} has no catalog yet"));
+    }
+    let leaderless = groups.iter().filter(|group| group.leader.is_none()).count();
+    if leaderless > 0 {
+        unknown.push(format!("no node says that it leads {leaderless} of the groups"));
+    }
+    let members = catalog
+        .iter()
+        .flat_map(|catalog| catalog.present())
+        .map(|(node, member)| {
+            let status = said(node);
+            MemberOverview {
+                node,
+                addresses: member.addresses.clone(),
+                state: member.state,
+                version: status.map(|status| status.version.clone()),
+                uptime_seconds: status.map(|status| status.uptime_seconds),
+                readiness: status.map(|status| status.readiness.clone()),
+                leads: groups
+                    .iter()
+                    .filter(|group| group.leader == Some(node))
+                    .count(),
+            }
+        })
+        .collect();
+    ClusterOverview {
+        cluster: format!("{:016x}", cluster.0),
+        asked,
+        catalog_epoch: catalog.map_or(0, Catalog::epoch),
+        has_quorum: !groups.is_empty() && leaderless == 0,
+        may_lose: groups.iter().map(|group| group.may_lose).min().unwrap_or(0),
+        members,
+        groups,
+        unknown,
+    }
+}
+
+fn group_overview<'a>(
+    catalog: &Catalog,
+    group: GroupId,
+    said: &impl Fn(NodeId) -> Option<&'a NodeStatus>,
+) -> GroupOverview {
+    let status = |node: NodeId| {
+        said(node)?
+            .groups
+            .iter()
+            .find(|status| status.group == group)
+    };
+    // Of two that say so, the later term leads: the other has not heard.
+    let leading = catalog
+        .present()
+        .filter_map(|(node, _)| status(node))
+        .filter(|status| status.leading)
+        .max_by_key(|status| status.term);
+    let commit_index = leading.map_or_else(
+        || {
+            let known = catalog.present().filter_map(|(node, _)| status(node));
+            known.map(|status| status.commit_index).max().unwrap_or_default()
+        },
+        |leader| leader.commit_index,
+    );
+    let mut roles: BTreeMap<NodeId, Role> = match leading {
+        Some(leader) => leader.peers.iter().map(|peer| (peer.node, peer.role)).collect(),
+        None => {
+            let recorded = catalog.replicas(group);
+            recorded.iter().map(|&node| (node, Role::Voter)).collect()
+        }
+    };
+    if let Some(leader) = leading {
+        roles.entry(leader.node).or_insert(Role::Voter);
+    }
+    let replicas: Vec<ReplicaOverview> = roles
+        .iter()
+        .map(|(&node, &role)| {
+            let status = status(node);
+            ReplicaOverview {
+                node,
+                role,
+                leading: leading.is_some_and(|leader| leader.node == node),
+                lag: status.map(|status| commit_index.0.saturating_sub(status.last_applied.0)),
+                status: status.cloned(),
+            }
+        })
+        .collect();
+    let voters = replicas.iter().filter(|replica| replica.role == Role::Voter);
+    let well = voters
+        .clone()
+        .filter(|voter| voter.status.as_ref().is_some_and(|status| status.stopped.is_none()))
+        .count();
+    let quorum = voters.count() / 2 + 1;
+    let slots = catalog.slots_of(group);
+    GroupOverview {
+        group,
+        slots: (!slots.is_empty()).then(|| (slots.start, slots.end - 1)),
+        leader: leading.map(|leader| leader.node),
+        term: leading.map_or(Term(0), |leader| leader.term),
+        commit_index,
+        may_lose: if leading.is_some() {
+            well.saturating_sub(quorum)
+        } else {
+            0
+        },
+        replicas,
+    }
 }

@@ -1,0 +1,192 @@
+//! The membership controller: on the node that leads the meta group, it compares what the catalog
+//! wants with what groups have, and takes one step per group at a time.
+//!
+//! Each tick makes its own context. A step that fails is planned again by the next tick, from what
+//! is then true, so the controller keeps no state that must survive.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use leadline_raft::engine::{LeaderView, Leadership, Membership, Role};
+use leadline_raft::{Context, FALLBACK_DEADLINE, GroupId, NodeId};
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{Seen, Step, plan};
+use crate::catalog::{Catalog, MemberState, MetaOperation};
+use crate::node::Core;
+use crate::wire;
+use crate::wire::change_group_request::Kind;
+
+/// A tick while nothing is to be done, and while something is.
+const IDLE: Duration = Duration::from_secs(1);
+const BUSY: Duration = Duration::from_millis(100);
+/// Groups that are changed at the same time.
+const AT_ONCE: usize = 8;
+/// A leadership moves for balance only after this many ticks without another step.
+const QUIET_TICKS: u32 = 3;
+
+/// Keeps every group replicated and every leadership where it should be.
+pub(crate) struct Controller {
+    core: Arc<Core>,
+    quiet: u32,
+}
+
+impl Controller {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core, quiet: 0 }
+    }
+
+    /// Ticks until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut pause = IDLE;
+        let mut changes = self.core.catalog_changes();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                // A join or a removal is acted upon at once.
+                Ok(()) = changes.changed() => {}
+            }
+            changes.mark_unchanged();
+            let ctx = Context::with_timeout(FALLBACK_DEADLINE);
+            let _guard = ctx.guard();
+            pause = tokio::select! {
+                () = stop.cancelled() => return,
+                busy = self.tick(&ctx) => if busy { BUSY } else { IDLE },
+            };
+        }
+    }
+
+    /// One round; says whether there was anything to do.
+    async fn tick(&mut self, ctx: &Context) -> bool {
+        let leads = self
+            .core
+            .engine(GroupId::META)
+            .is_some_and(|meta| matches!(meta.leadership(), Leadership::Leader(_)));
+        let catalog = self.core.catalog();
+        let (true, Some(catalog)) = (leads, catalog) else {
+            self.quiet = 0;
+            return false;
+        };
+        let live: BTreeSet<NodeId> = catalog
+            .present()
+            .map(|(node, _)| node)
+            .filter(|&node| self.core.reachable(node))
+            .collect();
+        let seen = self.look(ctx, &catalog).await;
+        let mut steps = plan(&catalog, &seen, &live);
+        let only_balance = matches!(steps.as_slice(), [Step::Transfer { group, .. }]
+            if seen.get(group).is_some_and(|view| is_up(&catalog, view.leader)));
+        if steps.is_empty() || only_balance {
+            self.quiet = self.quiet.saturating_add(1);
+        } else {
+            self.quiet = 0;
+        }
+        if only_balance && self.quiet < QUIET_TICKS {
+            steps.clear();
+        }
+        let busy = !steps.is_empty();
+        let this = &*self;
+        let catalog = &catalog;
+        futures::stream::iter(steps)
+            .for_each_concurrent(AT_ONCE, |step| async move {
+                if let Err(why) = this.take(ctx, catalog, &step).await {
+                    tracing::debug!(?step, why, "a membership step was not finished");
+                }
+            })
+            .await;
+        busy && !only_balance
+    }
+
+    /// Every group whose leader and members could be learned.
+    async fn look(&self, ctx: &Context, catalog: &Catalog) -> BTreeMap<GroupId, Seen> {
+        let groups: Vec<GroupId> = catalog.groups().collect();
+        futures::stream::iter(groups)
+            .map(|group| async move { Some((group, self.look_at(ctx, group).await?)) })
+            .buffer_unordered(AT_ONCE)
+            .filter_map(|seen| async move { seen })
+            .collect()
+            .await
+    }
+
+    async fn look_at(&self, ctx: &Context, group: GroupId) -> Option<Seen> {
+        let leader = self.core.known_leader(group)?;
+        if let Some(engine) = self.core.engine(group) {
+            let members = engine.members();
+            return Some(Seen {
+                leader,
+                members: members
+                    .into_iter()
+                    .map(|(node, member)| (node, member.role))
+                    .collect(),
+            });
+        }
+        let list = wire::ChangeGroupRequest {
+            group: group.0,
+            kind: Kind::List.into(),
+            ..wire::ChangeGroupRequest::default()
+        };
+        let reply = self.core.change_group(ctx, list).await.ok()?;
+        let role = |voter| if voter { Role::Voter } else { Role::Learner };
+        Some(Seen {
+            leader,
+            members: reply
+                .members
+                .into_iter()
+                .map(|member| (NodeId(member.node), role(member.voter)))
+                .collect(),
+        })
+    }
+
+    async fn take(&self, ctx: &Context, catalog: &Catalog, step: &Step) -> Result<(), String> {
+        let change = |group: GroupId, kind: Kind, node: NodeId| wire::ChangeGroupRequest {
+            group: group.0,
+            kind: kind.into(),
+            node: node.0,
+            address: catalog
+                .members()
+                .get(&node)
+                .map(|member| member.addresses.grpc.clone())
+                .unwrap_or_default(),
+        };
+        let request = match step {
+            Step::AddLearner { group, node } => change(*group, Kind::AddLearner, *node),
+            Step::Promote { group, node } => change(*group, Kind::Promote, *node),
+            Step::Remove { group, node } => change(*group, Kind::Remove, *node),
+            Step::Transfer { group, to } => change(*group, Kind::Transfer, *to),
+            Step::Record { group, replicas } => {
+                return self
+                    .record(ctx, MetaOperation::set_replicas(*group, replicas))
+                    .await;
+            }
+            Step::MarkUp { node } => {
+                tracing::info!(%node, "node is up");
+                return self
+                    .record(
+                        ctx,
+                        MetaOperation::set_member_state(*node, MemberState::Up),
+                    )
+                    .await;
+            }
+        };
+        self.core.change_group(ctx, request).await.map(drop)
+    }
+
+    async fn record(&self, ctx: &Context, change: MetaOperation) -> Result<(), String> {
+        let reply = self
+            .core
+            .meta(ctx, change)
+            .await
+            .map_err(|error| error.to_string())?;
+        reply.refused.map_or(Ok(()), Err)
+    }
+}
+
+fn is_up(catalog: &Catalog, node: NodeId) -> bool {
+    catalog
+        .members()
+        .get(&node)
+        .is_some_and(|member| member.state == MemberState::Up)
+}

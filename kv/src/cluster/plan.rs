@@ -1,0 +1,429 @@
+//! What the membership controller does next: a pure function of what it sees.
+//!
+//! # Invariants
+//! 1. One change of membership per group at a time.
+//! 2. A replica is replaced before it is removed, where a node is free to take its place.
+//! 3. A group never gets fewer voters than it had, except by losing removed nodes.
+//! 4. Leaderships move for balance only when nothing else is to be done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leadline_raft::engine::Role;
+use leadline_raft::{GroupId, NodeId};
+
+use crate::catalog::{Catalog, MemberState};
+
+/// Voters of the meta group: five survive two losses once there are five nodes.
+const META_VOTERS: usize = 3;
+const META_VOTERS_OF_MANY: usize = 5;
+
+/// A group as the controller sees it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) leader: NodeId,
+    pub(super) members: BTreeMap<NodeId, Role>,
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    AddLearner { group: GroupId, node: NodeId },
+    Promote { group: GroupId, node: NodeId },
+    Remove { group: GroupId, node: NodeId },
+    Transfer { group: GroupId, to: NodeId },
+    Record { group: GroupId, replicas: Vec<NodeId> },
+    MarkUp { node: NodeId },
+}
+
+/// What to do next. `live` are the nodes that can be reached, this one included.
+pub(super) fn plan(
+    catalog: &Catalog,
+    seen: &BTreeMap<GroupId, Seen>,
+    live: &BTreeSet<NodeId>,
+) -> Vec<Step> {
+    let mut load = replicas_per_node(seen);
+    let mut steps: Vec<Step> = seen
+        .iter()
+        .filter_map(|(&group, view)| change(catalog, group, view, live, &mut load))
+        .collect();
+    for (&group, view) in seen {
+        let replicas: Vec<_> = view.members.keys().copied().collect();
+        if catalog.replicas(group) != replicas {
+            steps.push(Step::Record { group, replicas });
+        }
+    }
+    if let Some(meta) = seen.get(&GroupId::META) {
+        let arrived = catalog.present().filter(|(node, member)| {
+            member.state == MemberState::Joining
+                && live.contains(node)
+                && meta.members.contains_key(node)
+        });
+        steps.extend(arrived.map(|(node, _)| Step::MarkUp { node }));
+    }
+    let drained = drain(catalog, seen, live);
+    if !drained.is_empty() {
+        steps.extend(drained);
+    } else if steps.is_empty() {
+        steps.extend(balance(catalog, seen, live));
+    }
+    steps
+}
+
+/// The next change of one group's membership.
+fn change(
+    catalog: &Catalog,
+    group: GroupId,
+    view: &Seen,
+    live: &BTreeSet<NodeId>,
+    load: &mut BTreeMap<NodeId, usize>,
+) -> Option<Step> {
+    let present: BTreeSet<NodeId> = catalog.present().map(|(node, _)| node).collect();
+    let voters: Vec<NodeId> = view
+        .members
+        .iter()
+        .filter(|(node, role)| **role == Role::Voter && present.contains(node))
+        .map(|(&node, _)| node)
+        .collect();
+    let learners = view
+        .members
+        .iter()
+        .filter(|(node, role)| **role == Role::Learner && present.contains(node));
+    let gone: Vec<NodeId> = view
+        .members
+        .keys()
+        .copied()
+        .filter(|node| !present.contains(node))
+        .collect();
+    let wanted = if group == GroupId::META {
+        let most = if present.len() >= META_VOTERS_OF_MANY {
+            META_VOTERS_OF_MANY
+        } else {
+            META_VOTERS
+        };
+        most.min(present.len())
+    } else {
+        catalog.replication_factor().min(present.len())
+    };
+
+    let can_vote = |node: &NodeId| live.contains(node) && !draining(catalog, *node);
+    if voters.len() < wanted {
+        let ready = learners.clone().map(|(&node, _)| node).find(can_vote);
+        if let Some(node) = ready {
+            return Some(Step::Promote { group, node });
+        }
+    }
+    // Every node replicates the meta group; a data group gets who carries least.
+    let free = present
+        .iter()
+        .copied()
+        .filter(|node| live.contains(node) && !view.members.contains_key(node));
+    let next = if group == GroupId::META {
+        free.min()
+    } else if voters.len() < wanted {
+        free.filter(can_vote)
+            .min_by_key(|node| (load.get(node).copied().unwrap_or(0), *node))
+    } else {
+        None
+    };
+    if let Some(node) = next {
+        *load.entry(node).or_default() += 1;
+        return Some(Step::AddLearner { group, node });
+    }
+    // Invariant 2: only now. The leader goes last, by moving its leadership first.
+    let node = *gone.iter().find(|&&node| node != view.leader).or(gone.first())?;
+    if node == view.leader {
+        let to = voters.into_iter().find(|node| live.contains(node))?;
+        return Some(Step::Transfer { group, to });
+    }
+    Some(Step::Remove { group, node })
+}
+
+fn draining(catalog: &Catalog, node: NodeId) -> bool {
+    catalog
+        .members()
+        .get(&node)
+        .is_none_or(|member| member.state == MemberState::Draining)
+}
+
+fn replicas_per_node(seen: &BTreeMap<GroupId, Seen>) -> BTreeMap<NodeId, usize> {
+    let mut load = BTreeMap::new();
+    for node in seen.values().flat_map(|view| view.members.keys()) {
+        *load.entry(*node).or_default() += 1;
+    }
+    load
+}
+
+fn leaders_per_node(seen: &BTreeMap<GroupId, Seen>) -> BTreeMap<NodeId, usize> {
+    let mut leads = BTreeMap::new();
+    for view in seen.values() {
+        *leads.entry(view.leader).or_default() += 1;
+    }
+    leads
+}
+
+/// Moves leaderships off nodes that are draining.
+fn drain(
+    catalog: &Catalog,
+    seen: &BTreeMap<GroupId, Seen>,
+    live: &BTreeSet<NodeId>,
+) -> Vec<Step> {
+    let mut leads = leaders_per_node(seen);
+    let mut steps = Vec::new();
+    for (&group, view) in seen {
+        if !draining(catalog, view.leader) {
+            continue;
+        }
+        let to = successors(catalog, view, live)
+            .min_by_key(|node| (leads.get(node).copied().unwrap_or(0), *node));
+        if let Some(to) = to {
+            *leads.entry(to).or_default() += 1;
+            steps.push(Step::Transfer { group, to });
+        }
+    }
+    steps
+}
+
+/// Who else could lead.
+fn successors<'a>(
+    catalog: &'a Catalog,
+    view: &'a Seen,
+    live: &'a BTreeSet<NodeId>,
+) -> impl Iterator<Item = NodeId> + 'a {
+    view.members
+        .iter()
+        .filter(|(_, role)| **role == Role::Voter)
+        .map(|(&node, _)| node)
+        .filter(move |&node| {
+            node != view.leader && live.contains(&node) && !draining(catalog, node)
+        })
+}
+
+/// One leadership from who has most to who has least, if that evens it out. The meta group stays
+/// where it is: the controller lives there.
+fn balance(
+    catalog: &Catalog,
+    seen: &BTreeMap<GroupId, Seen>,
+    live: &BTreeSet<NodeId>,
+) -> Option<Step> {
+    // With a node away its leaderships are elsewhere for good reason.
+    if !catalog.present().all(|(node, _)| live.contains(&node)) {
+        return None;
+    }
+    let leads = leaders_per_node(seen);
+    let count = |node: NodeId| leads.get(&node).copied().unwrap_or(0);
+    seen.iter()
+        .filter(|&(&group, _)| group != GroupId::META)
+        .filter_map(|(&group, view)| {
+            let to = successors(catalog, view, live).min_by_key(|&node| (count(node), node))?;
+            let gain = count(view.leader).checked_sub(count(to))?;
+            (gain >= 2).then_some((gain, group, to))
+        })
+        .max_by_key(|&(gain, group, _)| (gain, std::cmp::Reverse(group)))
+        .map(|(_, group, to)| Step::Transfer { group, to })
+}
+
+#[cfg(test)]
+mod tests {
+    use leadline_raft::ClusterId;
+
+    use super::*;
+    use crate::catalog::{Addresses, MetaOperation, MetaReply, ROW};
+    use crate::testing::MemoryRows;
+    use crate::{Operation, Rows};
+
+    /// A cluster in which every step succeeds at once.
+    struct World {
+        rows: MemoryRows,
+        seen: BTreeMap<GroupId, Seen>,
+        live: BTreeSet<NodeId>,
+    }
+
+    impl World {
+        fn new(shards: u16) -> Self {
+            let mut world = Self {
+                rows: MemoryRows::default(),
+                seen: BTreeMap::new(),
+                live: BTreeSet::from([NodeId(1)]),
+            };
+            let addresses = Addresses {
+                grpc: "1:1".into(),
+                ..Addresses::default()
+            };
+            let catalog = Catalog::deal(ClusterId(1), shards, NodeId(1), addresses);
+            world.seen = catalog
+                .groups()
+                .map(|group| {
+                    let seen = Seen {
+                        leader: NodeId(1),
+                        members: BTreeMap::from([(NodeId(1), Role::Voter)]),
+                    };
+                    (group, seen)
+                })
+                .collect();
+            world.change(&MetaOperation::bootstrap(&catalog));
+            world
+        }
+
+        fn change(&mut self, change: &MetaOperation) -> MetaReply {
+            MetaReply::decode(&change.evaluate(&mut self.rows).unwrap()).unwrap()
+        }
+
+        fn join(&mut self) -> NodeId {
+            let number = self.live.len() + 10;
+            let addresses = Addresses {
+                grpc: format!("{number}:1"),
+                ..Addresses::default()
+            };
+            let nonce = vec![u8::try_from(number).unwrap()].into();
+            let joined = self.change(&MetaOperation::add_member(&addresses, nonce));
+            let node = joined.node.unwrap();
+            self.live.insert(node);
+            node
+        }
+
+        fn catalog(&mut self) -> Catalog {
+            Catalog::decode(&self.rows.get(&ROW).unwrap().unwrap()).unwrap()
+        }
+
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::AddLearner { group, node } => {
+                    let members = &mut self.seen.get_mut(&group).unwrap().members;
+                    assert_eq!(members.insert(node, Role::Learner), None);
+                }
+                Step::Promote { group, node } => {
+                    let members = &mut self.seen.get_mut(&group).unwrap().members;
+                    assert_eq!(members.insert(node, Role::Voter), Some(Role::Learner));
+                }
+                Step::Remove { group, node } => {
+                    let seen = self.seen.get_mut(&group).unwrap();
+                    assert_ne!(seen.leader, node);
+                    assert!(seen.members.remove(&node).is_some());
+                }
+                Step::Transfer { group, to } => {
+                    let seen = self.seen.get_mut(&group).unwrap();
+                    assert_eq!(seen.members[&to], Role::Voter);
+                    assert!(self.live.contains(&to));
+                    seen.leader = to;
+                }
+                Step::Record { group, replicas } => {
+                    self.change(&MetaOperation::set_replicas(group, &replicas));
+                }
+                Step::MarkUp { node } => {
+                    self.change(&MetaOperation::set_member_state(node, MemberState::Up));
+                }
+            }
+        }
+
+        fn settle(&mut self) {
+            for _ in 0..500 {
+                let steps = plan(&self.catalog(), &self.seen, &self.live);
+                if steps.is_empty() {
+                    return;
+                }
+                for step in steps {
+                    self.take(step);
+                }
+            }
+            panic!("the plan does not settle: {:?}", self.seen);
+        }
+
+        fn voters(&self, group: u64) -> Vec<u64> {
+            self.seen[&GroupId(group)]
+                .members
+                .iter()
+                .filter(|(_, role)| **role == Role::Voter)
+                .map(|(node, _)| node.0)
+                .collect()
+        }
+
+        fn leads(&self) -> BTreeMap<NodeId, usize> {
+            leaders_per_node(&self.seen)
+        }
+    }
+
+    #[test]
+    fn two_joins_make_one_node_three_replicated_three_times_with_even_leaders() {
+        let mut world = World::new(8);
+        world.join();
+        world.settle();
+        assert_eq!(world.voters(3), [1, 2]);
+        world.join();
+        world.settle();
+        for group in 0..=8 {
+            assert_eq!(world.voters(group), [1, 2, 3]);
+        }
+        assert!(world.leads().values().all(|&leads| leads == 3));
+        let catalog = world.catalog();
+        assert!(catalog.present().all(|(_, member)| member.state == MemberState::Up));
+        assert_eq!(catalog.replicas(GroupId(5)).len(), 3);
+    }
+
+    #[test]
+    fn a_removed_node_is_replaced_where_one_is_free_and_dropped_where_not() {
+        let mut world = World::new(4);
+        for _ in 0..3 {
+            world.join();
+        }
+        world.settle();
+        world.live.remove(&NodeId(2));
+        world.change(&MetaOperation::set_member_state(NodeId(2), MemberState::Removed));
+        // The dead node leads nothing any more.
+        for seen in world.seen.values_mut() {
+            if seen.leader == NodeId(2) {
+                seen.leader = *seen.members.keys().find(|&&node| node != NodeId(2)).unwrap();
+            }
+        }
+        world.settle();
+        for group in 0..=4 {
+            assert_eq!(world.voters(group), [1, 3, 4]);
+        }
+        world.live.remove(&NodeId(4));
+        world.change(&MetaOperation::set_member_state(NodeId(4), MemberState::Removed));
+        for seen in world.seen.values_mut() {
+            seen.leader = NodeId(1);
+        }
+        world.settle();
+        assert_eq!(world.voters(1), [1, 3]);
+    }
+
+    #[test]
+    fn a_draining_node_gives_every_leadership_away_and_keeps_its_replicas() {
+        let mut world = World::new(6);
+        world.join();
+        world.join();
+        world.settle();
+        world.change(&MetaOperation::set_member_state(NodeId(1), MemberState::Draining));
+        world.settle();
+        assert_eq!(world.leads().get(&NodeId(1)), None);
+        assert_eq!(world.voters(1), [1, 2, 3]);
+        world.change(&MetaOperation::set_member_state(NodeId(1), MemberState::Up));
+        world.settle();
+        assert_eq!(world.leads()[&NodeId(1)], 2);
+    }
+
+    #[test]
+    fn of_many_nodes_five_vote_in_the_meta_group_and_all_replicate_it() {
+        let mut world = World::new(4);
+        for _ in 0..6 {
+            world.join();
+        }
+        world.settle();
+        assert_eq!(world.voters(0).len(), 5);
+        assert_eq!(world.seen[&GroupId::META].members.len(), 7);
+        for group in 1..=4 {
+            assert_eq!(world.voters(group).len(), 3);
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_only_away_keeps_its_place() {
+        let mut world = World::new(4);
+        world.join();
+        world.join();
+        world.settle();
+        world.live.remove(&NodeId(3));
+        let steps = plan(&world.catalog(), &world.seen, &world.live);
+        assert_eq!(steps, []);
+    }
+}

@@ -1,0 +1,268 @@
+//! The cluster service: what new nodes, the command line and the controller ask of a node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leadline_raft::engine::{Engine, LeaderView, Leadership, Membership, Role};
+use leadline_raft::{Context, GroupId, NodeId, RaftError, grpc};
+use tonic::{Request, Response, Status};
+
+use crate::catalog::{Addresses, FORMAT, MemberState, MetaOperation, MetaReply};
+use crate::node::Core;
+use crate::wire::change_group_request::Kind;
+use crate::wire::{self, cluster_server::Cluster};
+use crate::{KvError, Outcome};
+
+/// What is kept of a request's time for its answer.
+const ANSWER: Duration = Duration::from_millis(200);
+/// How often a change that others carry out is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Serves the cluster service of one node.
+#[derive(Clone)]
+pub(crate) struct ClusterService {
+    core: Arc<Core>,
+}
+
+impl ClusterService {
+    pub(crate) fn new(core: Arc<Core>) -> Self {
+        Self { core }
+    }
+
+    async fn change(&self, ctx: &Context, change: MetaOperation) -> Result<MetaReply, Status> {
+        let reply = self.core.meta(ctx, change).await.map_err(|error| status_of(&error))?;
+        match reply.refused {
+            Some(why) => Err(Status::failed_precondition(why)),
+            None => Ok(reply),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    async fn join(
+        &self,
+        request: Request<wire::JoinRequest>,
+    ) -> Result<Response<wire::JoinReply>, Status> {
+        let ctx = grpc::context(&request);
+        let request = request.into_inner();
+        if request.format < FORMAT {
+            return Err(Status::failed_precondition(format!(
+                "this cluster has format {FORMAT}, and the new node reads up to {}: use the \
+                 cluster's version of leadline",
+                request.format
+            )));
+        }
+        if request.cluster != 0 && request.cluster != self.core.cluster().0 {
+            return Err(Status::failed_precondition(format!(
+                "the new node's data directory belongs to cluster {:x}, this is cluster {:x}: \
+                 start it with an empty --data-dir",
+                request.cluster,
+                self.core.cluster().0
+            )));
+        }
+        let addresses = Addresses::from_wire(request.addresses.unwrap_or_default());
+        let add = MetaOperation::add_member(&addresses, request.join_nonce);
+        let reply = self.change(&ctx, add).await?;
+        let (Some(node), Some(catalog)) = (reply.node, reply.catalog) else {
+            return Err(Status::internal("the catalog gave no id"));
+        };
+        tracing::info!(%node, address = addresses.grpc, "a node joins");
+        Ok(Response::new(wire::JoinReply {
+            node: node.0,
+            catalog: Some(catalog.to_wire()),
+        }))
+    }
+
+    async fn get_catalog(
+        &self,
+        request: Request<wire::GetCatalogRequest>,
+    ) -> Result<Response<wire::GetCatalogReply>, Status> {
+        let ctx = grpc::context(&request);
+        let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
+        let (catalog, linearizable) = match self.core.meta(&asked, MetaOperation::read()).await {
+            Ok(reply) => (reply.catalog.map(|catalog| catalog.to_wire()), true),
+            Err(_) => (
+                self.core.catalog().map(|catalog| catalog.to_wire()),
+                false,
+            ),
+        };
+        Ok(Response::new(wire::GetCatalogReply {
+            catalog,
+            linearizable,
+        }))
+    }
+
+    async fn node_status(
+        &self,
+        _request: Request<wire::NodeStatusRequest>,
+    ) -> Result<Response<wire::NodeStatusReply>, Status> {
+        let status = serde_json::to_string(&self.core.status())
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::NodeStatusReply {
+            node: self.core.node().0,
+            status,
+        }))
+    }
+
+    async fn overview(
+        &self,
+        request: Request<wire::OverviewRequest>,
+    ) -> Result<Response<wire::OverviewReply>, Status> {
+        let ctx = grpc::context(&request);
+        let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
+        let overview = self.core.overview(&asked).await;
+        let json = serde_json::to_string(&overview)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::OverviewReply { json }))
+    }
+
+    async fn set_member_state(
+        &self,
+        request: Request<wire::SetMemberStateRequest>,
+    ) -> Result<Response<wire::SetMemberStateReply>, Status> {
+        let ctx = grpc::context(&request);
+        let request = request.into_inner();
+        let node = NodeId(request.node);
+        let state = match MemberState::from_wire(request.state()) {
+            Some(state @ (MemberState::Up | MemberState::Draining | MemberState::Removed)) => state,
+            Some(MemberState::Joining) | None => {
+                return Err(Status::invalid_argument("up, draining or removed"));
+            }
+        };
+        self.change(&ctx, MetaOperation::set_member_state(node, state)).await?;
+        let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
+        // The controller does the rest, wherever it is.
+        let pending = loop {
+            let pending = self.pending(node, state);
+            if pending.is_empty() || asked.run(tokio::time::sleep(LOOK)).await.is_err() {
+                break pending;
+            }
+        };
+        Ok(Response::new(wire::SetMemberStateReply {
+            pending_groups: pending.into_iter().map(|group| group.0).collect(),
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<wire::TransferLeaderRequest>,
+    ) -> Result<Response<wire::TransferLeaderReply>, Status> {
+        let ctx = grpc::context(&request);
+        let request = request.into_inner();
+        let to = NodeId(request.to);
+        let groups: Vec<GroupId> = match request.group {
+            Some(group) => vec![GroupId(group)],
+            None => self.led_by(NodeId(request.from)),
+        };
+        let mut moved = 0;
+        for group in groups {
+            let change = wire::ChangeGroupRequest {
+                group: group.0,
+                kind: Kind::Transfer.into(),
+                node: to.0,
+                address: String::new(),
+            };
+            self.core
+                .change_group(&ctx, change)
+                .await
+                .map_err(|why| Status::aborted(format!("group {group}: {why}")))?;
+            moved += 1;
+        }
+        Ok(Response::new(wire::TransferLeaderReply { moved }))
+    }
+
+    async fn change_group(
+        &self,
+        request: Request<wire::ChangeGroupRequest>,
+    ) -> Result<Response<wire::ChangeGroupReply>, Status> {
+        let ctx = grpc::context(&request);
+        let request = request.into_inner();
+        let engine = self
+            .core
+            .engine(GroupId(request.group))
+            .ok_or_else(|| Status::not_found("this node does not host the group"))?;
+        change_here(&ctx, &*engine, request)
+            .await
+            .map(Response::new)
+            .map_err(|error| status_of(&error.into()))
+    }
+}
+
+impl ClusterService {
+    /// Groups that still have on `node` what must not be there.
+    fn pending(&self, node: NodeId, state: MemberState) -> Vec<GroupId> {
+        match state {
+            MemberState::Draining => self.led_by(node),
+            MemberState::Removed => {
+                let Some(catalog) = self.core.catalog() else {
+                    return Vec::new();
+                };
+                catalog
+                    .groups()
+                    .filter(|&group| catalog.replicas(group).contains(&node))
+                    .collect()
+            }
+            MemberState::Up | MemberState::Joining => Vec::new(),
+        }
+    }
+
+    fn led_by(&self, node: NodeId) -> Vec<GroupId> {
+        let Some(catalog) = self.core.catalog() else {
+            return Vec::new();
+        };
+        catalog
+            .groups()
+            .filter(|&group| self.core.known_leader(group) == Some(node))
+            .collect()
+    }
+}
+
+/// Carries out a change of membership at the group's leader.
+pub(crate) async fn change_here<E: Engine>(
+    ctx: &Context,
+    engine: &E,
+    request: wire::ChangeGroupRequest,
+) -> Result<wire::ChangeGroupReply, RaftError> {
+    let node = NodeId(request.node);
+    match request.kind() {
+        Kind::AddLearner => engine.add_learner(ctx, node, request.address).await?,
+        Kind::Promote => engine.promote(ctx, node).await?,
+        Kind::Remove => engine.remove(ctx, node).await?,
+        Kind::Transfer => {
+            let to = (node.0 != 0).then_some(node);
+            engine.transfer_leadership(ctx, to).await?;
+        }
+        Kind::List | Kind::Unspecified => {
+            if !matches!(engine.leadership(), Leadership::Leader(_)) {
+                return Err(RaftError::NotLeader { leader: None });
+            }
+        }
+    }
+    let members = engine
+        .members()
+        .into_iter()
+        .map(|(node, member)| wire::GroupMember {
+            node: node.0,
+            address: member.address,
+            voter: member.role == Role::Voter,
+        })
+        .collect();
+    Ok(wire::ChangeGroupReply { members })
+}
+
+/// One code per meaning (design, section 6).
+fn status_of(error: &KvError) -> Status {
+    let said = error.to_string();
+    match error {
+        KvError::NoLeader { .. } | KvError::Stopping => Status::unavailable(said),
+        KvError::Overloaded { .. } => Status::resource_exhausted(said),
+        KvError::NotApplied(_) => Status::deadline_exceeded(said),
+        KvError::Unknown(_) => {
+            debug_assert_eq!(error.outcome(), Outcome::Unknown);
+            Status::unknown(said)
+        }
+        KvError::CrossShard | KvError::Invalid(_) => Status::invalid_argument(said),
+        KvError::Storage(_) => Status::internal(said),
+    }
+}

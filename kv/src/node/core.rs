@@ -1,0 +1,261 @@
+//! What the parts of a node share: its groups, its catalog, its coordinator, its peers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::future::{BoxFuture, join_all};
+use futures::{FutureExt, StreamExt};
+use leadline_raft::engine::Status;
+use leadline_raft::{ClusterId, Context, Group, GroupId, NodeId, RaftNode};
+use parking_lot::Mutex;
+use std::path::PathBuf;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::overview::{NodeStatus, Readiness, collect};
+use super::{ClusterOverview, MOST_LAG};
+use crate::catalog::{Catalog, CatalogCopy, MemberState, MetaOperation, MetaReply};
+use crate::cluster::ClusterClient;
+use crate::cluster::change_here;
+use crate::proxy::{LeaderProxy, MOST_MESSAGE_BYTES, PeerTransport, ReplyStream};
+use crate::wire::forward_client::ForwardClient;
+use crate::{Coordinator, KvError, ShardedCoordinator, wire};
+
+/// Below this much free space on the data directory's disk a node is not ready.
+const LEAST_FREE_BYTES: u64 = 64 << 20;
+
+/// What the parts of a node share.
+pub(crate) struct Core {
+    pub(super) node: NodeId,
+    pub(super) cluster: ClusterId,
+    pub(super) data_dir: PathBuf,
+    pub(super) raft: Arc<RaftNode>,
+    pub(super) catalog: Arc<CatalogCopy>,
+    pub(super) coordinator: Arc<ShardedCoordinator>,
+    pub(super) proxy: Arc<LeaderProxy>,
+    pub(super) began: Instant,
+    /// This node is about to stop.
+    pub(super) stopping: AtomicBool,
+    /// Groups that have not been seen applied up to their commit index since this node started.
+    pub(super) replaying: Mutex<Option<Vec<GroupId>>>,
+}
+
+impl Core {
+    pub(crate) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    pub(crate) fn catalog(&self) -> Option<Arc<Catalog>> {
+        self.catalog.current()
+    }
+
+    pub(crate) fn catalog_changes(&self) -> watch::Receiver<u64> {
+        self.catalog.changes()
+    }
+
+    pub(crate) fn engine(&self, group: GroupId) -> Option<Arc<Group>> {
+        self.raft.group(group)
+    }
+
+    pub(crate) fn known_leader(&self, group: GroupId) -> Option<NodeId> {
+        self.coordinator.known_leader(group)
+    }
+
+    pub(crate) fn reachable(&self, node: NodeId) -> bool {
+        node == self.node || self.proxy.reachable(node)
+    }
+
+    /// Runs a meta operation, wherever the meta group's leader is.
+    pub(crate) async fn meta(
+        &self,
+        ctx: &Context,
+        operation: MetaOperation,
+    ) -> Result<MetaReply, KvError> {
+        let reply = self.coordinator.submit(ctx, Arc::new(operation)).await?;
+        MetaReply::decode(&reply).map_err(|error| KvError::Storage(error.to_string()))
+    }
+
+    async fn peer(&self, ctx: &Context, node: NodeId) -> Result<ClusterClient, String> {
+        let channel = self.raft.channel(ctx, node).await;
+        Ok(ClusterClient::over(
+            channel.map_err(|error| error.to_string())?,
+        ))
+    }
+
+    /// Changes a group's membership at its leader, wherever that is.
+    pub(crate) async fn change_group(
+        &self,
+        ctx: &Context,
+        request: wire::ChangeGroupRequest,
+    ) -> Result<wire::ChangeGroupReply, String> {
+        let group = GroupId(request.group);
+        let leader = self
+            .known_leader(group)
+            .ok_or_else(|| "the group has no leader".to_owned())?;
+        if leader == self.node {
+            let engine = self
+                .engine(group)
+                .ok_or_else(|| "the group has left this node".to_owned())?;
+            return change_here(ctx, &*engine, request)
+                .await
+                .map_err(|error| error.to_string());
+        }
+        let mut peer = self.peer(ctx, leader).await?;
+        peer.change_group(ctx, request)
+            .await
+            .map_err(|error| error.to_string())
+    }
+
+    /// What this node knows of itself.
+    pub(crate) fn status(&self) -> NodeStatus {
+        NodeStatus {
+            node: self.node,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.began.elapsed().as_secs(),
+            readiness: self.readiness(),
+            groups: self
+                .raft
+                .groups()
+                .iter()
+                .map(|group| group.status())
+                .collect(),
+        }
+    }
+
+    pub(super) fn draining(&self) -> bool {
+        let by_catalog = || {
+            let catalog = self.catalog.current()?;
+            let member = catalog.members().get(&self.node)?;
+            Some(member.state == MemberState::Draining)
+        };
+        self.stopping.load(Ordering::Relaxed) || by_catalog().unwrap_or(false)
+    }
+
+    /// Whether this node may be sent requests. Local and cheap.
+    pub(super) fn readiness(&self) -> Readiness {
+        let groups: Vec<_> = self
+            .raft
+            .groups()
+            .iter()
+            .map(|group| group.status())
+            .collect();
+        let behind = |status: &leadline_raft::engine::GroupStatus| {
+            status.commit_index.0.saturating_sub(status.last_applied.0)
+        };
+        let lag = groups.iter().map(behind).max().unwrap_or(0);
+        let mut reasons = Vec::new();
+        let draining = self.draining();
+        if draining {
+            reasons.push("draining".to_owned());
+        }
+        if self.catalog.current().is_none() {
+            reasons.push("no catalog yet".to_owned());
+        }
+        {
+            let mut replaying = self.replaying.lock();
+            if let Some(left) = replaying.as_mut() {
+                left.retain(|group| {
+                    groups
+                        .iter()
+                        .find(|status| status.group == *group)
+                        .is_some_and(|status| status.leader.is_none() || behind(status) > 0)
+                });
+                if left.is_empty() {
+                    *replaying = None;
+                } else {
+                    reasons.push(format!("replaying the log of {} groups", left.len()));
+                }
+            }
+        }
+        if lag > MOST_LAG {
+            reasons.push(format!("{lag} entries behind"));
+        }
+        let stopped = groups.iter().filter(|status| status.stopped.is_some());
+        for status in stopped {
+            reasons.push(format!("group {} has stopped", status.group));
+        }
+        if let Ok(disk) = rustix::fs::statvfs(&self.data_dir) {
+            let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+            if free < LEAST_FREE_BYTES {
+                reasons.push(format!("{} MiB left on the disk", free >> 20));
+            }
+        }
+        Readiness {
+            ready: reasons.is_empty(),
+            reasons,
+            lag,
+            draining,
+        }
+    }
+
+    /// Asks every node, and says what could not be learned.
+    pub(crate) async fn overview(&self, ctx: &Context) -> ClusterOverview {
+        let catalog = self.catalog.current();
+        let members: Vec<NodeId> = catalog
+            .iter()
+            .flat_map(|catalog| catalog.present())
+            .map(|(node, _)| node)
+            .collect();
+        let asked = members.into_iter().map(|node| async move {
+            let said = if node == self.node {
+                Ok(self.status())
+            } else {
+                self.ask(ctx, node).await
+            };
+            (node, said)
+        });
+        let answers = join_all(asked).await.into_iter().collect();
+        collect(self.node, self.cluster, catalog.as_deref(), answers)
+    }
+
+    async fn ask(&self, ctx: &Context, node: NodeId) -> Result<NodeStatus, String> {
+        let asked = async {
+            let mut peer = self.peer(ctx, node).await?;
+            let json = peer
+                .node_status(ctx)
+                .await
+                .map_err(|error| error.to_string())?;
+            serde_json::from_str(&json).map_err(|error| error.to_string())
+        };
+        ctx.run(asked)
+            .await
+            .unwrap_or_else(|ended| Err(ended.to_string()))
+    }
+}
+
+/// Streams to peers over the connections that consensus keeps.
+pub(super) struct Streams(pub(super) Arc<RaftNode>);
+
+impl PeerTransport for Streams {
+    fn exchange(
+        &self,
+        ctx: Context,
+        node: NodeId,
+        outgoing: mpsc::Receiver<wire::ForwardRequests>,
+    ) -> BoxFuture<'static, Result<ReplyStream, String>> {
+        let raft = Arc::clone(&self.0);
+        async move {
+            let channel = raft
+                .channel(&ctx, node)
+                .await
+                .map_err(|error| error.to_string())?;
+            let mut client = ForwardClient::new(channel)
+                .max_decoding_message_size(MOST_MESSAGE_BYTES)
+                .max_encoding_message_size(MOST_MESSAGE_BYTES);
+            // No grpc-timeout: the stream lives as long as both nodes do.
+            let replies = client
+                .exchange(ReceiverStream::new(outgoing))
+                .await
+                .map_err(|status| status.message().to_owned())?
+                .into_inner();
+            let replies = replies.map(|reply| reply.map_err(|status| status.message().to_owned()));
+            Ok(replies.boxed() as ReplyStream)
+        }
+        .boxed()
+    }
+}

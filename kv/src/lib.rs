@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod catalog;
+pub mod cluster;
 mod coordinator;
 mod error;
 pub mod executor;

@@ -183,18 +183,19 @@ impl ClusterClient {
     ///
     /// # Errors
     /// [`ClusterError`].
-    pub async fn transfer_all(
-        &mut self,
-        ctx: &Context,
-        from: NodeId,
-    ) -> Result<u32, ClusterError> {
+    pub async fn transfer_all(&mut self, ctx: &Context, from: NodeId) -> Result<u32, ClusterError> {
         let request = wire::TransferLeaderRequest {
             group: None,
             to: 0,
             from: from.0,
         };
         let request = grpc::request(ctx, request);
-        Ok(self.inner.transfer_leader(request).await?.into_inner().moved)
+        Ok(self
+            .inner
+            .transfer_leader(request)
+            .await?
+            .into_inner()
+            .moved)
     }
 
     /// Asks a group's leader for a change of membership, or for the members as they are.

@@ -164,10 +164,7 @@ impl Controller {
             Step::MarkUp { node } => {
                 tracing::info!(%node, "node is up");
                 return self
-                    .record(
-                        ctx,
-                        MetaOperation::set_member_state(*node, MemberState::Up),
-                    )
+                    .record(ctx, MetaOperation::set_member_state(*node, MemberState::Up))
                     .await;
             }
         };

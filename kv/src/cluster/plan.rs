@@ -27,12 +27,29 @@ pub(super) struct Seen {
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    AddLearner { group: GroupId, node: NodeId },
-    Promote { group: GroupId, node: NodeId },
-    Remove { group: GroupId, node: NodeId },
-    Transfer { group: GroupId, to: NodeId },
-    Record { group: GroupId, replicas: Vec<NodeId> },
-    MarkUp { node: NodeId },
+    AddLearner {
+        group: GroupId,
+        node: NodeId,
+    },
+    Promote {
+        group: GroupId,
+        node: NodeId,
+    },
+    Remove {
+        group: GroupId,
+        node: NodeId,
+    },
+    Transfer {
+        group: GroupId,
+        to: NodeId,
+    },
+    Record {
+        group: GroupId,
+        replicas: Vec<NodeId>,
+    },
+    MarkUp {
+        node: NodeId,
+    },
 }
 
 /// What to do next. `live` are the nodes that can be reached, this one included.
@@ -130,7 +147,10 @@ fn change(
         return Some(Step::AddLearner { group, node });
     }
     // Invariant 2: only now. The leader goes last, by moving its leadership first.
-    let node = *gone.iter().find(|&&node| node != view.leader).or(gone.first())?;
+    let node = *gone
+        .iter()
+        .find(|&&node| node != view.leader)
+        .or(gone.first())?;
     if node == view.leader {
         let to = voters.into_iter().find(|node| live.contains(node))?;
         return Some(Step::Transfer { group, to });
@@ -162,11 +182,7 @@ fn leaders_per_node(seen: &BTreeMap<GroupId, Seen>) -> BTreeMap<NodeId, usize> {
 }
 
 /// Moves leaderships off nodes that are draining.
-fn drain(
-    catalog: &Catalog,
-    seen: &BTreeMap<GroupId, Seen>,
-    live: &BTreeSet<NodeId>,
-) -> Vec<Step> {
+fn drain(catalog: &Catalog, seen: &BTreeMap<GroupId, Seen>, live: &BTreeSet<NodeId>) -> Vec<Step> {
     let mut leads = leaders_per_node(seen);
     let mut steps = Vec::new();
     for (&group, view) in seen {
@@ -355,7 +371,11 @@ mod tests {
         }
         assert!(world.leads().values().all(|&leads| leads == 3));
         let catalog = world.catalog();
-        assert!(catalog.present().all(|(_, member)| member.state == MemberState::Up));
+        assert!(
+            catalog
+                .present()
+                .all(|(_, member)| member.state == MemberState::Up)
+        );
         assert_eq!(catalog.replicas(GroupId(5)).len(), 3);
     }
 
@@ -367,11 +387,18 @@ mod tests {
         }
         world.settle();
         world.live.remove(&NodeId(2));
-        world.change(&MetaOperation::set_member_state(NodeId(2), MemberState::Removed));
+        world.change(&MetaOperation::set_member_state(
+            NodeId(2),
+            MemberState::Removed,
+        ));
         // The dead node leads nothing any more.
         for seen in world.seen.values_mut() {
             if seen.leader == NodeId(2) {
-                seen.leader = *seen.members.keys().find(|&&node| node != NodeId(2)).unwrap();
+                seen.leader = *seen
+                    .members
+                    .keys()
+                    .find(|&&node| node != NodeId(2))
+                    .unwrap();
             }
         }
         world.settle();
@@ -379,7 +406,10 @@ mod tests {
             assert_eq!(world.voters(group), [1, 3, 4]);
         }
         world.live.remove(&NodeId(4));
-        world.change(&MetaOperation::set_member_state(NodeId(4), MemberState::Removed));
+        world.change(&MetaOperation::set_member_state(
+            NodeId(4),
+            MemberState::Removed,
+        ));
         for seen in world.seen.values_mut() {
             seen.leader = NodeId(1);
         }
@@ -393,7 +423,10 @@ mod tests {
         world.join();
         world.join();
         world.settle();
-        world.change(&MetaOperation::set_member_state(NodeId(1), MemberState::Draining));
+        world.change(&MetaOperation::set_member_state(
+            NodeId(1),
+            MemberState::Draining,
+        ));
         world.settle();
         assert_eq!(world.leads().get(&NodeId(1)), None);
         assert_eq!(world.voters(1), [1, 2, 3]);

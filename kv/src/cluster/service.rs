@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use leadline_raft::engine::{Engine, LeaderView, Leadership, Membership, Role};
+use leadline_raft::engine::{Engine, Leadership, Role};
 use leadline_raft::{Context, GroupId, NodeId, RaftError, grpc};
 use tonic::{Request, Response, Status};
 
@@ -30,7 +30,11 @@ impl ClusterService {
     }
 
     async fn change(&self, ctx: &Context, change: MetaOperation) -> Result<MetaReply, Status> {
-        let reply = self.core.meta(ctx, change).await.map_err(|error| status_of(&error))?;
+        let reply = self
+            .core
+            .meta(ctx, change)
+            .await
+            .map_err(|error| status_of(&error))?;
         match reply.refused {
             Some(why) => Err(Status::failed_precondition(why)),
             None => Ok(reply),
@@ -82,10 +86,7 @@ impl Cluster for ClusterService {
         let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
         let (catalog, linearizable) = match self.core.meta(&asked, MetaOperation::read()).await {
             Ok(reply) => (reply.catalog.map(|catalog| catalog.to_wire()), true),
-            Err(_) => (
-                self.core.catalog().map(|catalog| catalog.to_wire()),
-                false,
-            ),
+            Err(_) => (self.core.catalog().map(|catalog| catalog.to_wire()), false),
         };
         Ok(Response::new(wire::GetCatalogReply {
             catalog,
@@ -130,7 +131,8 @@ impl Cluster for ClusterService {
                 return Err(Status::invalid_argument("up, draining or removed"));
             }
         };
-        self.change(&ctx, MetaOperation::set_member_state(node, state)).await?;
+        self.change(&ctx, MetaOperation::set_member_state(node, state))
+            .await?;
         let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
         // The controller does the rest, wherever it is.
         let pending = loop {

@@ -43,7 +43,6 @@ pub(crate) trait LocalShard: Send + Sync + 'static {
     /// An executor has begun here.
     fn is_leading(&self) -> bool;
     fn leadership(&self) -> Leadership;
-    fn leadership_changes(&self) -> watch::Receiver<Leadership>;
     fn verify_leader<'a>(&'a self, ctx: &'a Context)
     -> BoxFuture<'a, Result<ReadIndex, RaftError>>;
 }
@@ -69,10 +68,6 @@ impl<E: Engine> LocalShard for HostedShard<E> {
 
     fn leadership(&self) -> Leadership {
         self.engine.leadership()
-    }
-
-    fn leadership_changes(&self) -> watch::Receiver<Leadership> {
-        self.engine.leadership_changes()
     }
 
     fn verify_leader<'a>(

@@ -11,7 +11,9 @@ mod sharded;
 
 pub(crate) use flight::Request;
 pub use interface::{Coordinator, KeyWatch};
-pub(crate) use lane::{HostedShard, Lane, LocalShard};
+pub(crate) use lane::HostedShard;
+#[cfg(test)]
+pub(crate) use lane::LocalShard;
 pub use reply::PendingReply;
 pub(crate) use reply::Reply;
 pub(crate) use retry::backoff;

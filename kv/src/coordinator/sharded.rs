@@ -92,7 +92,9 @@ impl ShardedCoordinator {
         coordinator
     }
 
-    pub(crate) fn node(&self) -> NodeId {
+    /// The node that this coordinator is on.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
         self.node
     }
 

@@ -112,7 +112,9 @@ pub(super) fn collect(
     }
     let leaderless = groups.iter().filter(|group| group.leader.is_none()).count();
     if leaderless > 0 {
-        unknown.push(format!("no node says that it leads {leaderless} of the groups"));
+        unknown.push(format!(
+            "no node says that it leads {leaderless} of the groups"
+        ));
     }
     let members = catalog
         .iter()
@@ -165,12 +167,19 @@ fn group_overview<'a>(
     let commit_index = leading.map_or_else(
         || {
             let known = catalog.present().filter_map(|(node, _)| status(node));
-            known.map(|status| status.commit_index).max().unwrap_or_default()
+            known
+                .map(|status| status.commit_index)
+                .max()
+                .unwrap_or_default()
         },
         |leader| leader.commit_index,
     );
     let mut roles: BTreeMap<NodeId, Role> = match leading {
-        Some(leader) => leader.peers.iter().map(|peer| (peer.node, peer.role)).collect(),
+        Some(leader) => leader
+            .peers
+            .iter()
+            .map(|peer| (peer.node, peer.role))
+            .collect(),
         None => {
             let recorded = catalog.replicas(group);
             recorded.iter().map(|&node| (node, Role::Voter)).collect()
@@ -192,10 +201,17 @@ fn group_overview<'a>(
             }
         })
         .collect();
-    let voters = replicas.iter().filter(|replica| replica.role == Role::Voter);
+    let voters = replicas
+        .iter()
+        .filter(|replica| replica.role == Role::Voter);
     let well = voters
         .clone()
-        .filter(|voter| voter.status.as_ref().is_some_and(|status| status.stopped.is_none()))
+        .filter(|voter| {
+            voter
+                .status
+                .as_ref()
+                .is_some_and(|status| status.stopped.is_none())
+        })
         .count();
     let quorum = voters.count() / 2 + 1;
     let slots = catalog.slots_of(group);

@@ -43,6 +43,9 @@ use crate::executor::Once;
 use crate::metrics::{CoordinatorMetrics, PeerLabel};
 use crate::{KvError, Operation, wire};
 
+/// The largest message between nodes: above the largest batch of requests or replies.
+pub(crate) const MOST_MESSAGE_BYTES: usize = 256 << 20;
+
 /// Requests and bytes that may wait for one peer's stream.
 const MOST_WAITING: usize = 16 * 1024;
 const MOST_WAITING_BYTES: usize = 64 << 20;

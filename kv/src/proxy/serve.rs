@@ -245,6 +245,10 @@ impl<'a> Session<'a> {
 }
 
 /// A request or a watch under way.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are requests: a box for each would cost more"
+)]
 enum Work {
     Reply {
         number: u64,

@@ -120,13 +120,16 @@ impl OperationCodec for SayCodec {
     }
 }
 
+/// A reply held back, with the context of its request.
+type HeldReply = (Context, oneshot::Sender<Reply>);
+
 /// A replica whose leadership and answers the test decides.
 struct FakeShard {
     leadership: watch::Sender<Leadership>,
     leading: AtomicBool,
     evaluated: Mutex<Vec<String>>,
     /// Replies held back, with the contexts of their requests, while set.
-    held: Mutex<Option<Vec<(Context, oneshot::Sender<Reply>)>>>,
+    held: Mutex<Option<Vec<HeldReply>>>,
     watches: Mutex<Vec<oneshot::Sender<()>>>,
 }
 
@@ -152,7 +155,7 @@ impl FakeShard {
         *self.held.lock() = Some(Vec::new());
     }
 
-    fn held(&self) -> Vec<(Context, oneshot::Sender<Reply>)> {
+    fn held(&self) -> Vec<HeldReply> {
         self.held.lock().replace(Vec::new()).unwrap_or_default()
     }
 
@@ -203,10 +206,6 @@ impl LocalShard for Handle {
 
     fn leadership(&self) -> Leadership {
         *self.0.leadership.borrow()
-    }
-
-    fn leadership_changes(&self) -> watch::Receiver<Leadership> {
-        self.0.leadership.subscribe()
     }
 
     fn verify_leader<'a>(

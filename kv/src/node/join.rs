@@ -1,0 +1,85 @@
+//! A node's first start: it makes a cluster, or asks for a place in one.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use leadline_raft::{ClusterId, Context, NodeId};
+
+use super::{Bootstrap, FIRST, NodeConfig, OpenError, remember};
+use crate::catalog::Catalog;
+use crate::cluster::{ClusterClient, ClusterError};
+use crate::coordinator::backoff;
+use crate::storage::{EngineKind, Identity};
+
+/// How long one seed may take.
+const SEED: Duration = Duration::from_secs(2);
+
+/// Gives an empty data directory an identity; a node that joins also learns the catalog.
+pub(super) async fn first_start(
+    ctx: &Context,
+    config: &NodeConfig,
+    engine: EngineKind,
+) -> Result<(Identity, Option<Catalog>), OpenError> {
+    let (cluster, node, catalog) = match &config.bootstrap {
+        Bootstrap::Existing => {
+            let dir = config.data_dir.display().to_string();
+            return Err(OpenError::NoCluster(dir));
+        }
+        Bootstrap::New { .. } => (ClusterId(rand::random()), FIRST, None),
+        Bootstrap::Join { seeds } => {
+            let (node, catalog) = ask(ctx, config, seeds).await?;
+            (catalog.cluster(), node, Some(catalog))
+        }
+    };
+    let identity = Identity {
+        cluster,
+        node,
+        engine,
+    };
+    remember(&config.data_dir, identity).await?;
+    Ok((identity, catalog))
+}
+
+/// Asks the seeds, one after the other and again, until one gives a place or `ctx` ends.
+async fn ask(
+    ctx: &Context,
+    config: &NodeConfig,
+    seeds: &[String],
+) -> Result<(NodeId, Catalog), OpenError> {
+    let nonce = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
+    let mut last = "no seed was given: --join HOST:PORT".to_owned();
+    for tries in 0_u8.. {
+        for seed in seeds {
+            let child = ctx.child(SEED);
+            match ask_one(&child, config, seed, nonce.clone()).await {
+                Ok(place) => return Ok(place),
+                Err(ClusterError::Refused(why)) => return Err(OpenError::Join(why)),
+                Err(ClusterError::Address(why)) => return Err(OpenError::Invalid(why)),
+                Err(error) => {
+                    tracing::info!(seed, %error, "asking for a place in the cluster");
+                    last = error.to_string();
+                }
+            }
+        }
+        if seeds.is_empty() || ctx.run(tokio::time::sleep(backoff(tries))).await.is_err() {
+            break;
+        }
+    }
+    Err(OpenError::Join(last))
+}
+
+async fn ask_one(
+    ctx: &Context,
+    config: &NodeConfig,
+    seed: &str,
+    nonce: Bytes,
+) -> Result<(NodeId, Catalog), ClusterError> {
+    let mut client = ClusterClient::connect(ctx, seed, config.tls.as_ref()).await?;
+    match ctx.run(client.join(ctx, &config.advertise, nonce)).await {
+        Ok(joined) => joined,
+        Err(ended) => Err(ClusterError::Unreachable {
+            address: seed.to_owned(),
+            why: ended.to_string(),
+        }),
+    }
+}

@@ -1,0 +1,323 @@
+//! Whole nodes in one process, over loopback sockets and real directories.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use leadline_raft::engine::{ReadMode, Timing};
+use leadline_raft::{Context, GroupId, NodeId};
+use prometheus_client::registry::Registry;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Bootstrap, Node, NodeConfig, OpenError};
+use crate::catalog::{Addresses, MemberState};
+use crate::cluster::ClusterClient;
+use crate::keyspace::{SLOTS, slot_start};
+use crate::{Access, Coordinator, Door, KvError, Operation, OperationCodec, Route, RowError, Rows};
+
+/// Reads a row, or writes it first.
+#[derive(Debug)]
+struct Cell {
+    keys: [Bytes; 1],
+    value: Option<Bytes>,
+}
+
+impl Operation for Cell {
+    fn name(&self) -> &'static str {
+        "CELL"
+    }
+    fn door(&self) -> Door {
+        Door::Redis
+    }
+    fn access(&self) -> Access {
+        match self.value {
+            Some(_) => Access::Write,
+            None => Access::Read,
+        }
+    }
+    fn route(&self) -> Route<'_> {
+        Route::Keys(&self.keys)
+    }
+    fn size(&self) -> usize {
+        self.keys[0].len() + self.value.as_ref().map_or(0, Bytes::len)
+    }
+    fn evaluate(&self, rows: &mut dyn Rows) -> Result<Bytes, RowError> {
+        if let Some(value) = &self.value {
+            rows.put(self.keys[0].clone(), value.clone());
+            return Ok(Bytes::from_static(b"written"));
+        }
+        Ok(rows.get(&self.keys[0])?.unwrap_or_default())
+    }
+    fn encode(&self, out: &mut BytesMut) {
+        out.extend_from_slice(&[u8::try_from(self.keys[0].len()).unwrap()]);
+        out.extend_from_slice(&self.keys[0]);
+        if let Some(value) = &self.value {
+            out.extend_from_slice(b"=");
+            out.extend_from_slice(value);
+        }
+    }
+    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
+        None
+    }
+    fn gather(&self, _parts: &[Vec<usize>], _replies: Vec<Bytes>) -> Bytes {
+        Bytes::new()
+    }
+}
+
+struct CellCodec;
+
+impl OperationCodec for CellCodec {
+    fn decode(&self, mut bytes: Bytes) -> Result<Arc<dyn Operation>, String> {
+        let length = usize::from(bytes.split_to(1)[0]);
+        let key = bytes.split_to(length);
+        let value = (!bytes.is_empty()).then(|| bytes.slice(1..));
+        Ok(Arc::new(Cell { keys: [key], value }))
+    }
+}
+
+/// The `i`th of some keys spread over all shards.
+fn key(i: u16) -> [Bytes; 1] {
+    let mut key = slot_start(i.wrapping_mul(977) % SLOTS).to_vec();
+    key.extend_from_slice(format!("\0key{i}").as_bytes());
+    [key.into()]
+}
+
+fn put(i: u16, value: &str) -> Arc<Cell> {
+    Arc::new(Cell {
+        keys: key(i),
+        value: Some(value.to_owned().into()),
+    })
+}
+
+fn get(i: u16) -> Arc<Cell> {
+    Arc::new(Cell {
+        keys: key(i),
+        value: None,
+    })
+}
+
+fn seconds(seconds: u64) -> Context {
+    Context::with_timeout(Duration::from_secs(seconds))
+}
+
+/// A node that serves its gRPC port.
+struct Served {
+    node: Arc<Node>,
+    address: String,
+    dir: Arc<TempDir>,
+    stop: CancellationToken,
+    serving: JoinSet<()>,
+}
+
+impl Served {
+    async fn open(bootstrap: Bootstrap) -> Self {
+        let dir = Arc::new(TempDir::new().unwrap());
+        Self::open_in(dir, bootstrap).await.unwrap()
+    }
+
+    async fn open_in(dir: Arc<TempDir>, bootstrap: Bootstrap) -> Result<Self, OpenError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let config = NodeConfig {
+            data_dir: dir.path().to_owned(),
+            engine: None,
+            cache_bytes: 1 << 20,
+            memory_budget: 16 << 20,
+            bootstrap,
+            advertise: Addresses {
+                grpc: address.clone(),
+                ..Addresses::default()
+            },
+            tls: None,
+            read_mode: ReadMode::ReadIndex,
+            timing: Timing {
+                heartbeat: Duration::from_millis(50),
+                election_min: Duration::from_millis(300),
+                election_max: Duration::from_millis(600),
+            },
+            codecs: vec![(Door::Redis, Arc::new(CellCodec))],
+            sweeps: Vec::new(),
+        };
+        let node = Node::open(&seconds(20), config, &mut Registry::default()).await?;
+        let stop = CancellationToken::new();
+        let mut serving = JoinSet::new();
+        let mut server = node.grpc_server()?;
+        let routes = node.grpc_routes();
+        let stopped = stop.clone().cancelled_owned();
+        serving.spawn(async move {
+            let incoming = tonic::transport::server::TcpIncoming::from(listener);
+            server
+                .add_routes(routes)
+                .serve_with_incoming_shutdown(incoming, stopped)
+                .await
+                .unwrap();
+        });
+        Ok(Self {
+            node,
+            address,
+            dir,
+            stop,
+            serving,
+        })
+    }
+
+    async fn write(&self, i: u16, value: &str) -> Result<Bytes, KvError> {
+        self.node
+            .coordinator()
+            .submit(&seconds(10), put(i, value))
+            .await
+    }
+
+    async fn read(&self, i: u16) -> Result<Bytes, KvError> {
+        self.node.coordinator().submit(&seconds(10), get(i)).await
+    }
+
+    /// Waits until every group has `voters` voters and a leader, as this node sees it.
+    async fn replicated(&self, voters: usize) {
+        let wanted = async {
+            loop {
+                let overview = self.node.overview(&seconds(5)).await;
+                let done = overview.has_quorum
+                    && overview.groups.iter().all(|group| {
+                        let voting = group
+                            .replicas
+                            .iter()
+                            .filter(|replica| replica.role == leadline_raft::engine::Role::Voter);
+                        voting.count() == voters
+                    })
+                    && overview
+                        .members
+                        .iter()
+                        .all(|member| member.state == MemberState::Up);
+                if done {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(40), wanted)
+            .await
+            .is_err()
+        {
+            panic!("not so: {:#?}", self.node.overview(&seconds(5)).await);
+        }
+    }
+
+    /// Stops without a word to anybody.
+    async fn kill(mut self) -> Arc<TempDir> {
+        self.serving.abort_all();
+        while self.serving.join_next().await.is_some() {}
+        self.node.shutdown(&seconds(10)).await;
+        self.dir
+    }
+
+    async fn stop(mut self) -> Arc<TempDir> {
+        self.node.prepare_stop(&seconds(5)).await;
+        self.stop.cancel();
+        self.serving.abort_all();
+        while self.serving.join_next().await.is_some() {}
+        self.node.shutdown(&seconds(10)).await;
+        self.dir
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_serves_and_finds_everything_again_after_a_restart() {
+    let node = Served::open(Bootstrap::New { shards: 4 }).await;
+    for i in 0..32 {
+        assert_eq!(node.write(i, &format!("v{i}")).await, Ok("written".into()));
+    }
+    assert_eq!(node.read(7).await, Ok("v7".into()));
+    let overview = node.node.overview(&seconds(5)).await;
+    assert!(overview.has_quorum, "{overview:#?}");
+    assert_eq!((overview.groups.len(), overview.may_lose), (5, 0));
+    assert!(node.node.readiness().ready, "{:?}", node.node.readiness());
+
+    // At another address: the port is a new one.
+    let dir = node.stop().await;
+    let node = Served::open_in(dir, Bootstrap::New { shards: 9 })
+        .await
+        .unwrap();
+    for i in 0..32 {
+        assert_eq!(node.read(i).await, Ok(format!("v{i}").into()));
+    }
+    let moved = async {
+        loop {
+            let catalog = node.node.coordinator().catalog().unwrap();
+            if catalog.members()[&NodeId(1)].addresses.grpc == node.address {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), moved)
+        .await
+        .unwrap();
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_directory_without_a_cluster_and_without_a_wish_is_refused_in_one_line() {
+    let dir = Arc::new(TempDir::new().unwrap());
+    let Err(error) = Served::open_in(dir, Bootstrap::Existing).await else {
+        panic!("opened");
+    };
+    assert!(matches!(error, OpenError::NoCluster(_)));
+    assert!(!error.to_string().contains('\n'));
+}
+
+/// The way from one node to three and on, without a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_grows_to_three_loses_one_and_replaces_it() {
+    let first = Served::open(Bootstrap::New { shards: 3 }).await;
+    for i in 0..16 {
+        first.write(i, "before").await.unwrap();
+    }
+    let seeds = vec![first.address.clone()];
+    let join = || Bootstrap::Join {
+        seeds: seeds.clone(),
+    };
+    let second = Served::open(join()).await;
+    let third = Served::open(join()).await;
+    first.replicated(3).await;
+    let overview = third.node.overview(&seconds(5)).await;
+    assert_eq!(overview.may_lose, 1, "{overview:#?}");
+    for (i, node) in (0..16).zip([&first, &second, &third].into_iter().cycle()) {
+        assert_eq!(node.read(i).await, Ok("before".into()));
+        assert_eq!(node.write(i, "after").await, Ok("written".into()));
+    }
+
+    let lost = second.node.id();
+    second.kill().await;
+    for i in 0..16 {
+        // What the killed node was about to do is refused or unknown, never wrong: try again.
+        while third.write(i, "later").await.is_err() {}
+        assert_eq!(first.read(i).await, Ok("later".into()));
+    }
+    let fourth = Served::open(join()).await;
+    let mut client = ClusterClient::connect(&seconds(5), &third.address, None)
+        .await
+        .unwrap();
+    let pending = client.remove(&seconds(30), lost).await.unwrap();
+    assert_eq!(pending, Vec::<GroupId>::new());
+    fourth.replicated(3).await;
+    let overview = client.overview(&seconds(5)).await.unwrap();
+    let members: Vec<_> = overview.members.iter().map(|member| member.node).collect();
+    assert_eq!(members, [NodeId(1), NodeId(3), NodeId(4)]);
+    for i in 0..16 {
+        assert_eq!(fourth.read(i).await, Ok("later".into()));
+    }
+
+    // A planned stop hands leadership over first: nobody has to wait for an election.
+    let pending = client.drain(&seconds(20), NodeId(1)).await.unwrap();
+    assert_eq!(pending, Vec::<GroupId>::new());
+    first.stop().await;
+    for i in 0..16 {
+        assert_eq!(third.read(i).await, Ok("later".into()));
+    }
+    third.kill().await;
+    fourth.kill().await;
+}

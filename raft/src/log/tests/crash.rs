@@ -442,3 +442,20 @@ async fn a_whole_record_behind_a_torn_one_stays_dead_after_the_gap_is_filled() {
     let again = log.group(G1).try_get_log_entries(..).await.unwrap();
     assert_eq!(again, found);
 }
+
+/// The watermark may be older than the log after a power cut. What is behind it still shows damage,
+/// if a later write is whole: that one began when the damaged one was synced.
+#[tokio::test]
+async fn damage_behind_an_old_watermark_is_refused_when_a_later_write_is_whole() {
+    let vote = (1, Step::Vote { committed: false });
+    let lives = two_lives(&[], &[vote.clone(), vote.clone(), vote]).await;
+    let mut files = lives.written.clone();
+    files.insert("watermark".into(), lives.synced["watermark"].clone());
+    assert_eq!(survives(&files, &lives.states).await, 3);
+    let segment = files
+        .get_mut(&segment_name(mark(&lives.written).segment))
+        .unwrap();
+    segment[mark(&lives.synced).offset as usize + 30] ^= 1;
+    let refused = open(restore(&files).path()).map(|_| ()).unwrap_err();
+    assert!(matches!(refused, LogOpenError::Corrupt { .. }), "{refused}");
+}

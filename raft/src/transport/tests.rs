@@ -900,6 +900,40 @@ async fn the_largest_entry_passes_and_heartbeats_do_not_wait_behind_it() {
     b.stop().await;
 }
 
+/// In two lanes, a later append could overtake an earlier one.
+#[tokio::test]
+async fn a_large_append_is_not_sent_before_the_small_ones_ahead_of_it_are_answered() {
+    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    a.knows(2, b.address);
+    let mut network = a.network(1, 2).await;
+    b.inbound.hold.send_replace(true);
+    let requests = [
+        append(1, vec![Bytes::new()]),
+        append(2, vec![Bytes::from(vec![0; 1 << 20])]),
+        append(3, vec![Bytes::new()]),
+    ];
+    let mut answers =
+        RaftNetworkV2::stream_append(&mut network, futures::stream::iter(requests), option())
+            .await
+            .unwrap();
+    let waited = timeout(Duration::from_millis(100), answers.next()).await;
+    assert!(waited.is_err(), "the first is held");
+    assert_eq!(a.lane(2, "bulk").dials.get(), 0);
+
+    b.inbound.hold.send_replace(false);
+    for index in 2..=4 {
+        assert_eq!(
+            answers.next().await.unwrap().unwrap(),
+            Ok(Some(log_id(index)))
+        );
+    }
+    drop(answers);
+    assert_eq!(a.lane(2, "bulk").requests.get(), 2);
+    assert_eq!(b.inbound.appends.lock()[&GroupId(1)], [2, 3, 4]);
+    a.stop().await;
+    b.stop().await;
+}
+
 /// A snapshot of `count` chunks.
 struct Chunks {
     next: usize,
@@ -1037,6 +1071,66 @@ fn a_snapshot_chunk_out_of_order_or_damaged_is_refused() {
     bytes[500] ^= 1;
     damaged.data = bytes.into();
     assert!(wire::chunk_in(damaged, 4).is_err());
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_not_whole_is_refused_and_the_old_state_stands() {
+    use wire::snapshot_part::Part;
+
+    let (a, b) = (Node::new(1).await, Node::new(2).await);
+    a.knows(2, b.address);
+    let ctx = Context::with_timeout(Duration::from_secs(5));
+    let channel = a.pool.channel(&ctx, NodeId(2)).await.unwrap();
+    let mut client = dial::client(channel, &limits());
+    let begin = Part::Begin(wire::SnapshotBegin {
+        hello: Some(a.pool.shared.link.hello(NodeId(2))),
+        group: 1,
+        vote: Some(wire::vote_out(&vote())),
+        meta: serde_json::to_vec(&snapshot_of(0).meta).unwrap().into(),
+        install_ms: 1000,
+    });
+    let first = || Part::Chunk(wire::chunk_out(0, chunk(1)));
+    let bytes = chunk(1).len() as u64;
+    let mut damaged = wire::chunk_out(1, chunk(2));
+    damaged.crc32c ^= 1;
+    for (rest, says) in [
+        (
+            vec![Part::End(wire::SnapshotEnd { chunks: 2, bytes })],
+            "not whole",
+        ),
+        (
+            vec![Part::End(wire::SnapshotEnd {
+                chunks: 1,
+                bytes: 1,
+            })],
+            "not whole",
+        ),
+        (vec![], "in the middle"),
+        (vec![Part::Chunk(damaged)], "damaged"),
+        (
+            vec![Part::Chunk(wire::chunk_out(2, chunk(2)))],
+            "out of order",
+        ),
+    ] {
+        let parts = [begin.clone(), first()].into_iter().chain(rest);
+        let parts: Vec<_> = parts
+            .map(|part| wire::SnapshotPart { part: Some(part) })
+            .collect();
+        let replies = client.install_snapshot(futures::stream::iter(parts)).await;
+        let mut replies = replies.unwrap().into_inner();
+        let mut outcome = None;
+        while let Some(reply) = replies.message().await.unwrap() {
+            outcome = reply.outcome;
+        }
+        let Some(wire::snapshot_reply::Outcome::Refused(why)) = outcome else {
+            panic!("expected a refusal that says {says:?}, got {outcome:?}");
+        };
+        assert!(why.contains(says), "{why}");
+    }
+    assert_eq!(b.inbound.snapshot.lock().begun, 5);
+    assert!(b.inbound.snapshot.lock().installed.is_none());
+    a.stop().await;
+    b.stop().await;
 }
 
 #[tokio::test]

@@ -315,3 +315,75 @@ pub(super) fn chunk_in(chunk: SnapshotChunk, expected: u64) -> Result<Bytes, Mal
     }
     Ok(chunk.data)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::types::Peer;
+
+    fn payload() -> impl Strategy<Value = <TypeConfig as openraft::RaftTypeConfig>::Payload> {
+        let bytes = proptest::collection::vec(any::<u8>(), 0..300);
+        prop_oneof![
+            Just(EntryPayload::Blank),
+            bytes.prop_map(|bytes| EntryPayload::Normal(Payload(bytes.into()))),
+            (1_u64..9, "[a-z0-9.:]{0,20}").prop_map(|(node, address)| {
+                let voters = vec![BTreeSet::from([node])];
+                let nodes = BTreeMap::from([(node, Peer { address })]);
+                let membership = openraft::Membership::new(voters, nodes);
+                EntryPayload::Membership(membership.expect("one voter, and it is a node"))
+            }),
+        ]
+    }
+
+    proptest! {
+        /// Through the bytes of a frame, whatever its parts: nothing lost, nothing made up.
+        #[test]
+        fn an_append_arrives_as_it_was_sent_however_it_is_cut(
+            term in 1_u64..9,
+            prev in proptest::option::of(0_u64..9),
+            commit in proptest::option::of(0_u64..9),
+            payloads in proptest::collection::vec(payload(), 0..20),
+            limit in 1_usize..2000,
+        ) {
+            let first = prev.map_or(0, |prev| prev + 1);
+            let entries: Vec<Entry> = (first..)
+                .zip(payloads)
+                .map(|(index, payload)| Entry { log_id: log_id(term, index), payload })
+                .collect();
+            let request = AppendEntriesRequest::<TypeConfig> {
+                vote: Vote::new_committed(term, 2),
+                prev_log_id: prev.map(|index| log_id(1, index)),
+                entries: entries.clone(),
+                leader_commit: commit.map(|index| log_id(1, index)),
+            };
+            let parts = append_out(request.clone(), limit).unwrap();
+            let (mut arrived, mut at) = (Vec::new(), request.prev_log_id);
+            for part in parts {
+                prop_assert!(part.bytes <= limit.max(OVERHEAD) || part.append.entries.len() <= 1);
+                prop_assert_eq!(part.prev, at);
+                at = part.last;
+                let bytes = Bytes::from(part.append.encode_to_vec());
+                let decoded = append_in(Append::decode(bytes).unwrap()).unwrap();
+                prop_assert_eq!(decoded.vote, request.vote);
+                prop_assert_eq!(decoded.prev_log_id, part.prev);
+                prop_assert_eq!(decoded.leader_commit, request.leader_commit);
+                arrived.extend(decoded.entries);
+            }
+            prop_assert_eq!(at, entries.last().map(|e| e.log_id).or(request.prev_log_id));
+            prop_assert_eq!(arrived, entries);
+        }
+
+        /// Bytes that no peer sends are an error, never a panic.
+        #[test]
+        fn noise_is_refused(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Ok(append) = Append::decode(Bytes::from(noise)) {
+                let _ = append_in(append);
+            }
+        }
+    }
+}

@@ -15,13 +15,13 @@
 //!    deadlines.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use leadline_raft::engine::Applied;
 use leadline_raft::{Context, LeaderId, RaftError};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::Incarnation;
@@ -58,6 +58,8 @@ struct PendingRead {
 #[derive(Debug)]
 pub(crate) struct Flight {
     pub(crate) number: u64,
+    /// Of its log entry.
+    pub(crate) bytes: usize,
     pub(crate) ctx: Context,
     pub(crate) writes: Vec<(Responder, Bytes)>,
     pub(crate) reads: Vec<Answer>,
@@ -96,6 +98,9 @@ pub(crate) struct Life {
     pub(crate) ended: CancellationToken,
     pending_reads: usize,
     metrics: ShardMetrics,
+    /// The phase is live: for callers who only want to know that.
+    live: AtomicBool,
+    leading: watch::Sender<bool>,
 }
 
 impl Life {
@@ -104,6 +109,7 @@ impl Life {
         leader: LeaderId,
         config: &ShardConfig,
         metrics: &ShardMetrics,
+        leading: watch::Sender<bool>,
     ) -> Self {
         Self {
             incarnation,
@@ -123,6 +129,8 @@ impl Life {
             ended: CancellationToken::new(),
             pending_reads: config.queue_commands,
             metrics: metrics.clone(),
+            live: AtomicBool::new(false),
+            leading,
         }
     }
 
@@ -137,7 +145,7 @@ impl Life {
     }
 
     pub(crate) fn is_live(&self) -> bool {
-        self.progress.lock().phase == Phase::Live
+        self.live.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_dead(&self) -> bool {
@@ -162,6 +170,8 @@ impl Life {
                 return;
             }
             progress.phase = Phase::Live;
+            self.live.store(true, Ordering::Release);
+            self.leading.send_replace(true);
         }
         self.queue.begin();
     }
@@ -177,17 +187,18 @@ impl Life {
             refuse(flight.reads, &why);
             return false;
         }
+        let bytes = flight.bytes;
         self.proposed.store(flight.number, Ordering::Release);
         progress.flights.push_back(flight);
         drop(progress);
-        self.queue.proposed();
+        self.queue.proposed(bytes);
         true
     }
 
     /// Batches up to `number` are applied: storage and cache show them.
     pub(crate) fn batches_applied(&self, number: u64) {
         self.applied.fetch_max(number, Ordering::AcqRel);
-        let mut landed = Vec::new();
+        let mut landed: Vec<Flight> = Vec::new();
         let mut proven = Vec::new();
         {
             let mut progress = self.progress.lock();
@@ -212,7 +223,8 @@ impl Life {
         }
         if !landed.is_empty() {
             // First: the executor builds the next batch while the replies go out.
-            self.queue.applied(landed.len());
+            let bytes = landed.iter().map(|flight| flight.bytes).sum();
+            self.queue.applied(landed.len(), bytes);
         }
         let mut wakes = Vec::new();
         for flight in landed {
@@ -371,6 +383,9 @@ impl Life {
                 return;
             }
             progress.phase = Phase::Dead;
+            if self.live.swap(false, Ordering::AcqRel) {
+                self.leading.send_replace(false);
+            }
             for flight in &mut progress.flights {
                 refused.append(&mut flight.reads);
             }

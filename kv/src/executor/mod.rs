@@ -47,6 +47,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use leadline_raft::engine::{Engine, Leadership};
 use leadline_raft::{Context, GroupId, LeaderId, RaftError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -74,8 +75,10 @@ pub struct ShardConfig {
     pub batch_bytes: usize,
     /// The most bytes of effects that one command may have.
     pub command_bytes: usize,
-    /// Batches that may be proposed and not yet applied.
+    /// Batches that may be proposed and not yet applied, and the bytes beyond which no further one
+    /// is.
     pub in_flight: usize,
+    pub in_flight_bytes: usize,
     /// How long one proposal, or one round that proves leadership, may take.
     pub batch_deadline: Duration,
     /// Remembered replies per session.
@@ -92,8 +95,9 @@ impl Default for ShardConfig {
             queue_bytes: 64 << 20,
             batch_commands: 1024,
             batch_bytes: 512 << 10,
-            command_bytes: 16 << 20,
+            command_bytes: 32 << 20,
             in_flight: 8,
+            in_flight_bytes: 32 << 20,
             batch_deadline: leadline_raft::FALLBACK_DEADLINE,
             remembered: 1024,
             sweep_busy: Duration::from_millis(100),
@@ -158,6 +162,8 @@ pub struct Shard<E: Engine> {
     parts: ShardParts,
     owned: Range<Bytes>,
     life: ArcSwapOption<Life>,
+    /// Whether an executor has begun.
+    leading: watch::Sender<bool>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -186,6 +192,7 @@ impl<E: Engine> Shard<E> {
             parts: parts.clone(),
             owned,
             life: ArcSwapOption::empty(),
+            leading: watch::Sender::new(false),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         });
@@ -362,6 +369,11 @@ impl<E: Engine> Shard<E> {
         self.life.load().as_ref().is_some_and(|life| life.is_live())
     }
 
+    /// Follows [`Shard::is_leading`]: when it turns true, commands are evaluated here.
+    pub fn leading_changes(&self) -> watch::Receiver<bool> {
+        self.leading.subscribe()
+    }
+
     /// Commands that wait for evaluation.
     pub fn queue_depth(&self) -> usize {
         self.life
@@ -455,7 +467,8 @@ impl<E: Engine> Shard<E> {
     fn start(&self, leader: LeaderId) -> Arc<Life> {
         let incarnation = Incarnation(rand::random());
         let (config, metrics) = (&self.parts.config, &self.parts.metrics);
-        let life = Arc::new(Life::new(incarnation, leader, config, metrics));
+        let leading = self.leading.clone();
+        let life = Arc::new(Life::new(incarnation, leader, config, metrics, leading));
         metrics.lives.inc();
         self.state.register(&life);
         self.life.store(Some(Arc::clone(&life)));

@@ -33,8 +33,9 @@ struct State {
     /// included.
     commands: usize,
     bytes: usize,
-    /// Batches proposed and not applied.
+    /// Batches proposed and not applied, and their bytes.
     in_flight: usize,
+    in_flight_bytes: usize,
     /// Whether batches may be built: the begin of this life is applied.
     begun: bool,
     closed: bool,
@@ -73,8 +74,10 @@ const WORTH_IT: usize = 32;
 
 impl State {
     fn room(&self, bounds: &ShardConfig) -> bool {
-        self.in_flight < EAGER.min(bounds.in_flight)
-            || (self.in_flight < bounds.in_flight && self.commands >= WORTH_IT * self.in_flight)
+        let eager = self.in_flight < EAGER || self.commands >= WORTH_IT * self.in_flight;
+        eager
+            && self.in_flight < bounds.in_flight
+            && (self.in_flight == 0 || self.in_flight_bytes < bounds.in_flight_bytes)
     }
 
     fn work(&self, bounds: &ShardConfig) -> bool {
@@ -90,6 +93,7 @@ impl Queue {
                 commands: 0,
                 bytes: 0,
                 in_flight: 0,
+                in_flight_bytes: 0,
                 begun: false,
                 closed: false,
                 asleep: false,
@@ -197,15 +201,18 @@ impl Queue {
         state.bytes -= bytes;
     }
 
-    pub(crate) fn proposed(&self) {
-        self.state.lock().in_flight += 1;
+    pub(crate) fn proposed(&self, bytes: usize) {
+        let mut state = self.state.lock();
+        state.in_flight += 1;
+        state.in_flight_bytes += bytes;
     }
 
-    /// `batches` proposals are applied.
-    pub(crate) fn applied(&self, batches: usize) {
+    /// `batches` proposals of `bytes` in all are applied.
+    pub(crate) fn applied(&self, batches: usize, bytes: usize) {
         let wake = {
             let mut state = self.state.lock();
             state.in_flight -= batches;
+            state.in_flight_bytes -= bytes;
             self.wake(&mut state)
         };
         if wake {

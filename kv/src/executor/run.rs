@@ -323,6 +323,7 @@ impl<E: Engine> Thread<E> {
         let ctx = Context::with_timeout(parts.config.batch_deadline);
         let flight = Flight {
             number,
+            bytes: entry.len(),
             ctx: ctx.clone(),
             writes: batch.writes,
             reads: batch.reads,

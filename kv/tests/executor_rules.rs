@@ -259,6 +259,27 @@ async fn rule_4_a_command_without_effects_waits_until_what_it_saw_is_applied() {
 }
 
 #[tokio::test]
+async fn rule_4_a_read_does_not_wait_for_batches_that_it_saw_nothing_of() {
+    let node = Node::new();
+    node.ready().await;
+    node.engine.set_lease(true);
+    node.engine.hold();
+    let ctx = soon();
+    let write = node.submit(&ctx, &Command::new("n", What::Incr));
+    node.engine.proposals(4).await;
+    assert_eq!(node.get("absent").await, "");
+    let (absent, own) = (Command::new("x", What::Get), Command::new("n", What::Get));
+    let mut read = submission(&own);
+    read.order = Order::AfterMine;
+    let mut own = node.shard.submit(&ctx, read);
+    assert_eq!(text(node.submit(&ctx, &absent).await), "");
+    assert!(futures::poll!(&mut own).is_pending());
+    node.engine.open();
+    assert_eq!(text(write.await), "1");
+    assert_eq!(text(own.await), "1");
+}
+
+#[tokio::test]
 async fn rule_4_a_batch_proposed_after_a_read_came_proves_it_too() {
     let node = Node::new();
     node.ready().await;

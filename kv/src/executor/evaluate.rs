@@ -48,6 +48,8 @@ pub(super) struct ExecutorRows<'a> {
     pub(super) limit: usize,
     /// Why the command's writes cannot be taken.
     pub(super) refused: Option<&'static str>,
+    /// The last batch whose effects the command may have seen.
+    pub(super) saw: u64,
 }
 
 impl ExecutorRows<'_> {
@@ -79,8 +81,13 @@ impl Rows for ExecutorRows<'_> {
     fn get_versioned(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
         owns(self.owned, key)?;
         match self.overlay.get(key) {
-            Some(Known::Value(value, stamp)) => Ok(Some((value.clone(), *stamp))),
-            Some(Known::Deleted) => Ok(None),
+            Some((known, number)) => {
+                self.saw = self.saw.max(number);
+                match known {
+                    Known::Value(value, stamp) => Ok(Some((value.clone(), *stamp))),
+                    Known::Deleted => Ok(None),
+                }
+            }
             None => match self.state.get(key)? {
                 Some(stored) => decode(&stored).map(Some),
                 None => Ok(None),
@@ -99,6 +106,7 @@ impl Rows for ExecutorRows<'_> {
         if range.start >= range.end {
             return Ok(());
         }
+        self.saw = self.overlay.newest();
         let overlay = &*self.overlay;
         let mut pending: Box<dyn Iterator<Item = (&Bytes, &Known)>> = match order {
             ScanOrder::Ascending => Box::new(overlay.range(&range)),
@@ -139,7 +147,7 @@ impl Rows for ExecutorRows<'_> {
                 next = pending.next();
                 return going;
             }
-            if overlay.covered(key) {
+            if overlay.covered(key).is_some() {
                 return true;
             }
             match Row::decode_ref(stored) {

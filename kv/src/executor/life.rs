@@ -37,6 +37,8 @@ use crate::state_machine::IGNORED;
 pub(crate) struct Answer {
     pub(crate) responder: Responder,
     pub(crate) reply: Bytes,
+    /// Everything it saw is applied once this batch is.
+    pub(crate) saw: u64,
     /// Its effects came with an earlier request of the same id: if it is refused now, that says
     /// nothing about them.
     pub(crate) remembered: bool,
@@ -46,8 +48,6 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 struct PendingRead {
     answer: Answer,
-    /// Everything it saw is applied once this batch is.
-    saw: u64,
     /// A batch with a higher number was proposed after the read came.
     proposed: u64,
     /// Its place among all reads of this life.
@@ -215,7 +215,11 @@ impl Life {
                 );
             }
             if !progress.proven.is_empty() {
-                proven.extend(progress.proven.extract_if(.., |read| read.saw <= number));
+                proven.extend(
+                    progress
+                        .proven
+                        .extract_if(.., |read| read.answer.saw <= number),
+                );
             }
         }
         if landed.is_empty() && proven.is_empty() {
@@ -248,7 +252,7 @@ impl Life {
 
     /// Keeps evaluated reads until leadership is proved and what they saw is applied. `proposed`:
     /// what [`Life::proposed`] said before the first of them was evaluated.
-    pub(crate) fn read_later(&self, answers: Vec<Answer>, saw: u64, proposed: u64) {
+    pub(crate) fn read_later(&self, answers: Vec<Answer>, proposed: u64) {
         let refused = {
             let mut progress = self.progress.lock();
             if progress.phase == Phase::Dead {
@@ -265,7 +269,6 @@ impl Life {
                     let place = progress.places;
                     progress.unproven.push(PendingRead {
                         answer,
-                        saw,
                         proposed,
                         place,
                     });
@@ -279,27 +282,30 @@ impl Life {
         }
     }
 
-    /// Answers reads whose proof is there, once what they saw is applied.
-    pub(crate) fn answer_proven(&self, answers: Vec<Answer>, saw: u64) {
-        {
+    /// Answers reads whose proof is there, each once what it saw is applied.
+    pub(crate) fn answer_proven(&self, answers: Vec<Answer>) {
+        let (ready, refused) = {
             let mut progress = self.progress.lock();
-            if saw > self.applied() && progress.phase != Phase::Dead {
-                for answer in answers {
-                    progress.proven.push(PendingRead {
+            // Read under the lock: an apply that comes later finds what is left in `proven`.
+            let applied = self.applied();
+            let (ready, waiting): (Vec<_>, Vec<_>) = answers
+                .into_iter()
+                .partition(|answer| answer.saw <= applied);
+            if progress.phase == Phase::Dead {
+                (ready, waiting)
+            } else {
+                progress
+                    .proven
+                    .extend(waiting.into_iter().map(|answer| PendingRead {
                         answer,
-                        saw,
                         proposed: 0,
                         place: 0,
-                    });
-                }
-                return;
+                    }));
+                (ready, Vec::new())
             }
-        }
-        if saw > self.applied() {
-            refuse(answers, &KvError::NoLeader { leader: None });
-        } else {
-            send_all(answers.into_iter().map(answer));
-        }
+        };
+        refuse(refused, &KvError::NoLeader { leader: None });
+        send_all(ready.into_iter().map(answer));
     }
 
     /// The place of the last read that waits for a proof, for a round that begins now.
@@ -321,7 +327,9 @@ impl Life {
                 .collect();
             // Read under the lock: an apply that comes later finds what is left in `proven`.
             let applied = self.applied();
-            let (ready, waiting) = proven.into_iter().partition(|read| read.saw <= applied);
+            let (ready, waiting) = proven
+                .into_iter()
+                .partition(|read| read.answer.saw <= applied);
             progress.proven.extend::<Vec<_>>(waiting);
             ready
         };

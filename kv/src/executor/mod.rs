@@ -346,10 +346,11 @@ impl<E: Engine> Shard<E> {
         let answer = Answer {
             responder,
             reply,
+            // Applied state only: nothing is left to be applied.
+            saw: 0,
             remembered: false,
         };
-        // It saw applied state only: nothing is left to be applied.
-        life.read_later(vec![answer], 0, proposed);
+        life.read_later(vec![answer], proposed);
         PendingReply::executing(ReplyFuture::new(&group, 0, ctx, true))
     }
 
@@ -426,7 +427,7 @@ impl<E: Engine> Shard<E> {
         let mut pause = FIRST_PAUSE;
         loop {
             let leadership = *changes.borrow_and_update();
-            let changed = async { changes.changed().await.is_ok() };
+            let changed = async { changes.wait_for(|now| *now != leadership).await.is_ok() };
             let goes_on = match leadership {
                 Leadership::Leader(leader) => {
                     let life = self.start(leader);

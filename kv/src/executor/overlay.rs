@@ -85,22 +85,33 @@ impl Overlay {
         self.proposed.is_empty()
     }
 
-    /// What is known of a row; `None`: ask the applied state.
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&Known> {
+    /// What is known of a row, and the batch that it is known from; `None`: ask the applied state.
+    pub(crate) fn get(&self, key: &[u8]) -> Option<(&Known, u64)> {
         if self.rows.is_empty() && self.ranges.is_empty() {
             return None;
         }
         match self.rows.get(key) {
-            Some(pending) => Some(&pending.row),
-            None => self.covered(key).then_some(&Known::Deleted),
+            Some(pending) => Some((&pending.row, pending.number)),
+            None => self.covered(key).map(|number| (&Known::Deleted, number)),
         }
     }
 
-    /// Whether a range deletion covers the applied row at `key`.
-    pub(crate) fn covered(&self, key: &[u8]) -> bool {
+    /// The last batch with a range deletion that covers the applied row at `key`.
+    pub(crate) fn covered(&self, key: &[u8]) -> Option<u64> {
         self.ranges
             .iter()
-            .any(|(_, range)| *range.start <= *key && *key < *range.end)
+            .rev()
+            .find(|(_, range)| *range.start <= *key && *key < *range.end)
+            .map(|(number, _)| *number)
+    }
+
+    /// The last batch that changed anything here: what a scan may have seen.
+    pub(crate) fn newest(&self) -> u64 {
+        if self.batch_has_effects() {
+            self.number
+        } else {
+            self.number - 1
+        }
     }
 
     /// The rows known in `range`, in key order.
@@ -375,8 +386,8 @@ mod tests {
                 }
                 for k in 0..12 {
                     let seen = match overlay.get(&key(k)) {
-                        Some(Known::Value(value, _)) => Some(value[0]),
-                        Some(Known::Deleted) => None,
+                        Some((Known::Value(value, _), _)) => Some(value[0]),
+                        Some((Known::Deleted, _)) => None,
                         None => state.get(&k).copied(),
                     };
                     prop_assert_eq!(seen, model.get(&k).copied(), "key {}", k);

@@ -104,8 +104,11 @@ fn parse_mark_name(name: &[u8]) -> Option<u128> {
 pub(crate) enum Verdict {
     /// It is new.
     Evaluate,
-    /// It took effect, in an applied batch or in one before the next, with this reply.
-    Remembered(Bytes),
+    /// It took effect in the batch of this number (0: it is applied), with this reply.
+    Remembered {
+        number: u64,
+        reply: Bytes,
+    },
     Refused(KvError),
 }
 
@@ -124,8 +127,11 @@ impl PendingRequests {
     /// Looks a request up, in what is pending and in what is applied.
     pub(crate) fn look_up(&self, applied: &Requests, once: &Once, most: usize) -> Verdict {
         let Once { id, lowest_open } = *once;
-        if let Some((_, reply)) = self.replies.get(&id) {
-            return Verdict::Remembered(reply.clone());
+        if let Some((number, reply)) = self.replies.get(&id) {
+            return Verdict::Remembered {
+                number: *number,
+                reply: reply.clone(),
+            };
         }
         let session = applied.sessions.get(&id.session);
         let pending_mark = self.marks.get(&id.session).map_or(0, |(_, mark)| *mark);
@@ -139,7 +145,10 @@ impl PendingRequests {
             return Verdict::Evaluate;
         };
         if let Some(reply) = session.replies.get(&id.number) {
-            return Verdict::Remembered(reply.clone());
+            return Verdict::Remembered {
+                number: 0,
+                reply: reply.clone(),
+            };
         }
         let open = session.replies.range(lowest_open.max(mark)..).count();
         if session.replies.len() >= most && open + self.replies.len() >= most {
@@ -249,19 +258,19 @@ mod tests {
             assert!(matches!(verdict, Verdict::Evaluate));
             pending.remember(&applied, &once(number, 1), number, &reply);
             let verdict = pending.look_up(&applied, &once(number, 1), 1000);
-            assert!(matches!(verdict, Verdict::Remembered(_)));
+            assert!(matches!(verdict, Verdict::Remembered { .. }));
             apply(&mut pending, &mut applied, number);
         }
         for number in 1..=200 {
             let verdict = pending.look_up(&applied, &once(number, 1), 1000);
-            assert!(matches!(verdict, Verdict::Remembered(_)));
+            assert!(matches!(verdict, Verdict::Remembered { .. }));
         }
         pending.remember(&applied, &once(201, 100), 201, &reply);
         apply(&mut pending, &mut applied, 201);
         let below = pending.look_up(&applied, &once(99, 100), 1000);
         assert!(matches!(below, Verdict::Refused(KvError::Unknown(_))));
         let above = pending.look_up(&applied, &once(100, 100), 1000);
-        assert!(matches!(above, Verdict::Remembered(_)));
+        assert!(matches!(above, Verdict::Remembered { .. }));
         assert_eq!(applied.sessions[&9].replies.len(), 102);
     }
 

@@ -61,7 +61,8 @@ struct Batch {
 enum Evaluated {
     /// It has effects.
     Write(Bytes),
-    Read(Bytes),
+    /// It has none, and saw effects up to those of this batch.
+    Read(Bytes, u64),
     Failed(KvError),
 }
 
@@ -193,10 +194,11 @@ impl<E: Engine> Thread<E> {
             match self.look_up(once) {
                 Verdict::Evaluate => {}
                 Verdict::Refused(why) => return responder.send(Err(why)),
-                Verdict::Remembered(reply) => {
+                Verdict::Remembered { number, reply } => {
                     return self.batch.reads.push(Answer {
                         responder,
                         reply,
+                        saw: number,
                         remembered: true,
                     });
                 }
@@ -204,9 +206,10 @@ impl<E: Engine> Thread<E> {
         }
         match self.evaluate(&ctx, operation.as_ref()) {
             Evaluated::Failed(why) => responder.send(Err(why)),
-            Evaluated::Read(reply) => self.batch.reads.push(Answer {
+            Evaluated::Read(reply, saw) => self.batch.reads.push(Answer {
                 responder,
                 reply,
+                saw,
                 remembered: false,
             }),
             Evaluated::Write(reply) => {
@@ -247,14 +250,16 @@ impl<E: Engine> Thread<E> {
             wakes: &mut self.batch.wakes,
             limit: self.executor.parts.config.command_bytes,
             refused: None,
+            saw: 0,
         };
         let result = operation.evaluate(&mut rows);
+        let saw = rows.saw;
         let failure = match (rows.refused, result) {
             (Some(why), _) => KvError::Invalid(why.to_owned()),
             (None, Ok(reply)) => {
                 if !self.overlay.has_effects() {
                     self.batch.wakes.truncate(wakes);
-                    return Evaluated::Read(reply);
+                    return Evaluated::Read(reply, saw);
                 }
                 self.batch.stamp = stamp;
                 return Evaluated::Write(reply);
@@ -281,25 +286,27 @@ impl<E: Engine> Thread<E> {
         Evaluated::Failed(failure)
     }
 
-    /// Proposes what the batch changed, or has its reads proved; `false` when the life is over.
+    /// Has the reads proved that saw nothing of this batch, and proposes what it changed; `false`
+    /// when the life is over.
     fn close_batch(&mut self) -> bool {
-        let batch = std::mem::take(&mut self.batch);
-        if !self.overlay.batch_has_effects() {
-            if !batch.reads.is_empty() {
-                self.answer_reads(batch.reads);
-            }
-            return true;
+        let mut batch = std::mem::take(&mut self.batch);
+        let number = self.overlay.number();
+        // What saw this batch's own effects is answered with it; the rest need not wait for it.
+        let (with_it, before): (Vec<_>, _) = std::mem::take(&mut batch.reads)
+            .into_iter()
+            .partition(|read| read.saw == number);
+        batch.reads = with_it;
+        if !before.is_empty() {
+            self.answer_reads(before);
         }
-        self.propose(batch, |_| ())
+        !self.overlay.batch_has_effects() || self.propose(batch, |_| ())
     }
 
     fn answer_reads(&self, reads: Vec<Answer>) {
         let life = &self.executor.life;
-        // Everything they saw is in the batches before the one that would come next.
-        let saw = self.overlay.number() - 1;
         match self.executor.engine.verify_leader_now() {
-            Some(proof) if proof.leader == life.leader => life.answer_proven(reads, saw),
-            _ => life.read_later(reads, saw, saw),
+            Some(proof) if proof.leader == life.leader => life.answer_proven(reads),
+            _ => life.read_later(reads, life.proposed()),
         }
     }
 
@@ -360,7 +367,7 @@ impl<E: Engine> Thread<E> {
             let ctx = Context::with_timeout(SWEEP_DEADLINE);
             match self.evaluate(&ctx, operation.as_ref()) {
                 Evaluated::Write(_) => busy = true,
-                Evaluated::Read(_) => {}
+                Evaluated::Read(..) => {}
                 Evaluated::Failed(error) => {
                     tracing::warn!(%error, sweep = operation.name(), "a sweep failed");
                 }

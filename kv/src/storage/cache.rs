@@ -169,3 +169,101 @@ impl RowCache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::AtomicBool;
+
+    use parking_lot::RwLock;
+
+    use super::*;
+
+    fn write(key: u8, value: Option<u64>) -> Write {
+        Write {
+            key: Bytes::from(vec![key; 20]),
+            value: value.map(|value| Bytes::from(value.to_string())),
+        }
+    }
+
+    /// A reader must see every value whose apply had returned before it began, whatever fills and
+    /// evictions run beside it (`DESIGN` rule: a fill is dropped if an apply touched its stripe).
+    #[test]
+    fn a_read_never_gives_less_than_what_was_applied_before_it() {
+        const KEYS: u8 = 8;
+        // So small that rows are evicted all the time.
+        let cache = RowCache::new(64 * (ENTRY_OVERHEAD as u64 + 40));
+        let engine: RwLock<BTreeMap<u8, u64>> = RwLock::default();
+        let applied: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=20_000u64 {
+                    let key = (round % u64::from(KEYS)) as u8;
+                    engine.write().insert(key, round);
+                    cache.applied(&[write(key, Some(round))]);
+                    applied[usize::from(key)].store(round, Ordering::Release);
+                }
+                done.store(true, Ordering::Release);
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut key = 0;
+                    while !done.load(Ordering::Acquire) {
+                        key = (key + 1) % KEYS;
+                        let before = applied[usize::from(key)].load(Ordering::Acquire);
+                        let read = || {
+                            let value = engine.read().get(&key).copied();
+                            // Time for an apply to come between the read and the fill.
+                            std::thread::yield_now();
+                            Ok(value.map(|value| Bytes::from(value.to_string())))
+                        };
+                        let row = cache.get_or_read(&[key; 20], read).unwrap();
+                        let seen: u64 = row
+                            .map_or(0, |row| std::str::from_utf8(&row).unwrap().parse().unwrap());
+                        assert!(
+                            seen >= before,
+                            "row {key}: {seen} after {before} was applied"
+                        );
+                        if seen.is_multiple_of(7) {
+                            cache.rows.remove(&[key; 20][..]);
+                        }
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_fill_whose_row_was_applied_meanwhile_is_dropped() {
+        let cache = RowCache::new(1 << 20);
+        let old = cache
+            .get_or_read(&[1; 20], || {
+                cache.applied(&[write(1, Some(2))]);
+                Ok(Some(Bytes::from_static(b"1")))
+            })
+            .unwrap();
+        assert_eq!(old, Some(Bytes::from_static(b"1")));
+        assert_eq!(cache.cached(&[1; 20]), None);
+    }
+
+    #[test]
+    fn the_cache_stays_within_its_bytes_and_takes_no_row_that_would_fill_it() {
+        let cache = RowCache::new(100_000);
+        for number in 0..2000u32 {
+            let key = number.to_be_bytes();
+            cache
+                .get_or_read(&key, || Ok(Some(Bytes::from(vec![0; 100]))))
+                .unwrap();
+        }
+        assert!(cache.stats().bytes <= 100_000);
+        assert!(cache.stats().entries > 50);
+        cache
+            .get_or_read(b"large", || Ok(Some(Bytes::from(vec![0; 50_000]))))
+            .unwrap();
+        assert_eq!(cache.cached(b"large"), None);
+        let nothing = RowCache::new(0);
+        nothing.get_or_read(b"a", || Ok(None)).unwrap();
+        assert_eq!(nothing.cached(b"a"), None);
+    }
+}

@@ -179,3 +179,77 @@ impl<R: Read> Journal<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::{FjallOptions, FjallStorage, Storage, Write};
+    use super::*;
+
+    /// fjall itself writes what is looked through here: should its format change, this tells.
+    #[test]
+    fn a_journal_of_fjall_is_read_to_its_end_and_a_cut_or_bent_one_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = FjallStorage::open(dir.path(), FjallOptions::default()).unwrap();
+        for round in 0..20u8 {
+            let write = |key: &'static [u8], value| Write {
+                key: Bytes::from_static(key),
+                value,
+            };
+            let value = Bytes::from(vec![round; usize::from(round) * 400]);
+            engine
+                .apply(&[write(b"a", Some(value)), write(b"b", None)])
+                .unwrap();
+        }
+        engine.flush().unwrap();
+        drop(engine);
+        let path = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "jnl"))
+            .unwrap();
+        check(dir.path()).unwrap();
+        check_sealed(&path, 10_000).unwrap();
+
+        let bytes = std::fs::read(&path).unwrap();
+        let length = bytes.iter().rposition(|&byte| byte != 0).unwrap() + 1;
+        assert!(
+            check_sealed(&path, length as u64).is_err(),
+            "too short to be sealed"
+        );
+        for at in (0..length).step_by(97) {
+            std::fs::write(&path, &bytes[..at]).unwrap();
+            assert!(
+                check_sealed(&path, length as u64 - 1).is_err(),
+                "cut at {at}"
+            );
+        }
+        // The first entry of the journal claims more items than there are.
+        let mut bent = bytes[..length].to_vec();
+        bent[1] += 1;
+        std::fs::write(&path, &bent).unwrap();
+        assert!(check_sealed(&path, 10_000).is_err());
+    }
+
+    #[test]
+    fn a_missing_journal_between_two_others_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("1.jnl"), "").unwrap();
+        std::fs::write(dir.path().join("3.jnl"), "").unwrap();
+        let error = check(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("2.jnl"), "{error}");
+    }
+
+    #[test]
+    fn a_sealed_journal_that_was_cut_is_refused_before_fjall_sees_it() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("1.jnl"), "").unwrap();
+        std::fs::write(dir.path().join("2.jnl"), "").unwrap();
+        let error = check(dir.path()).unwrap_err();
+        assert!(
+            error.is_damage() && error.to_string().contains("1.jnl"),
+            "{error}"
+        );
+    }
+}

@@ -249,6 +249,11 @@ impl Store {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn engine_for_tests(&self) -> &dyn Storage {
+        self.engine.as_ref()
+    }
+
     /// One sync of the engine's journal serves every group.
     fn flush_all(&self) -> Result<(), StorageError> {
         let applied: Vec<_> = self

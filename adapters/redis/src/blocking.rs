@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use leadline_kv::{Coordinator, KeyWatch, KvError, Operation, Outcome};
+use leadline_kv::{Coordinator, KeyWatch, KvError, Operation, Outcome, RequestId};
 use leadline_raft::{Context, DeadlineSource, Ended};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -40,6 +40,15 @@ struct Try {
     operation: Arc<RedisOperation>,
     /// Lost when it has woken; registered anew before the next attempt.
     watch: Option<KeyWatch>,
+}
+
+/// Gives a request id back when it is dropped.
+struct Finish<'a>(&'a dyn Coordinator, RequestId);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.0.finish_request_id(self.1);
+    }
 }
 
 /// A blocking command of one client.
@@ -213,6 +222,8 @@ impl Wait {
     async fn attempt(&self, at: usize) -> Result<Bytes, KvError> {
         let ctx = self.operation_context();
         let id = self.coordinator.next_request_id();
+        // However this ends, the id is not sent again, and shards may forget it.
+        let _finish = Finish(&*self.coordinator, id);
         let mut unsettled = false;
         loop {
             let operation = self.tries[at].operation.clone() as Arc<dyn Operation>;

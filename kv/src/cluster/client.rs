@@ -93,6 +93,14 @@ impl ClusterClient {
         Ok((NodeId(reply.node), catalog))
     }
 
+    /// The catalog, as fresh as the asked node could make it.
+    pub(crate) async fn catalog(&mut self, ctx: &Context) -> Result<Option<Catalog>, ClusterError> {
+        let request = grpc::request(ctx, wire::GetCatalogRequest {});
+        let reply = self.inner.get_catalog(request).await?.into_inner();
+        let catalog = reply.catalog.map(Catalog::from_wire).transpose();
+        catalog.map_err(|error| ClusterError::Refused(error.to_string()))
+    }
+
     /// The cluster as the asked node could collect it.
     ///
     /// # Errors

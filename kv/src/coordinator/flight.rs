@@ -17,7 +17,7 @@ use crate::executor::Once;
 use crate::{Access, KvError, Operation, Outcome};
 
 /// A request is given to this many leaders, one after the other, before its refusal is believed.
-const MOST_ATTEMPTS: u8 = 16;
+const MOST_ATTEMPTS: u8 = 250;
 
 /// A request that was submitted to a lane.
 pub(crate) struct Flight {

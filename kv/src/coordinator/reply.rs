@@ -23,7 +23,7 @@ pub(crate) type Reply = Result<Bytes, KvError>;
 pub struct PendingReply {
     at: Place,
     /// What is needed to send the request again, and what it holds meanwhile.
-    flight: Option<Flight>,
+    flight: Option<Box<Flight>>,
 }
 
 /// Where the request is.
@@ -91,7 +91,8 @@ impl PendingReply {
 
     /// The same, sent again on a refusal as far as `flight` allows.
     pub(crate) fn in_flight(mut self, flight: Flight) -> Self {
-        self.flight = Some(flight);
+        // Boxed: replies are moved about in queues.
+        self.flight = Some(Box::new(flight));
         self
     }
 

@@ -224,9 +224,9 @@ impl ShardedCoordinator {
             }
             Route::EveryShard => every(routing.catalog.positions_of(operation.door())),
         };
-        // The permit covers the whole; the parts hold shares of what it counts.
+        // The whole fits; from here on each part holds its own share.
         drop(permit);
-        self.fan_out(ctx, routing, operation, parts)
+        self.fan_out(ctx, routing, operation, once, parts)
     }
 
     /// Sends a part of `operation` to each shard of `parts`, and collects every result.
@@ -235,6 +235,7 @@ impl ShardedCoordinator {
         ctx: &Context,
         routing: &Routing,
         operation: Arc<dyn Operation>,
+        once: Option<Once>,
         parts: Parts,
     ) -> PendingReply {
         let (positions, lists): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
@@ -247,7 +248,7 @@ impl ShardedCoordinator {
             .into_iter()
             .zip(operations)
             .map(|(position, part)| match self.admission.admit(part.size()) {
-                Ok(permit) => routing.lanes[position].submit(ctx, part, None, permit),
+                Ok(permit) => routing.lanes[position].submit(ctx, part, once, permit),
                 Err(overloaded) => PendingReply::ready(Err(overloaded)),
             })
             .collect();

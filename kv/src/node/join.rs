@@ -13,6 +13,8 @@ use crate::storage::{EngineKind, Identity};
 
 /// How long one seed may take.
 const SEED: Duration = Duration::from_secs(2);
+/// And where the answer is only useful.
+const GLANCE: Duration = Duration::from_millis(300);
 
 /// Gives an empty data directory an identity; a node that joins also learns the catalog.
 pub(super) async fn first_start(
@@ -38,6 +40,38 @@ pub(super) async fn first_start(
     };
     remember(&config.data_dir, identity).await?;
     Ok((identity, catalog))
+}
+
+/// A node that has its place looks at what the seeds it was given say: they may be of another
+/// cluster, and know the members of this one better than a replica that was away.
+pub(super) async fn ask_again(
+    ctx: &Context,
+    config: &NodeConfig,
+    identity: Identity,
+) -> Result<Option<Catalog>, OpenError> {
+    let Bootstrap::Join { seeds } = &config.bootstrap else {
+        return Ok(None);
+    };
+    for seed in seeds {
+        let child = ctx.child(GLANCE);
+        let Ok(mut client) = ClusterClient::connect(&child, seed, config.tls.as_ref()).await else {
+            continue;
+        };
+        match child.run(client.catalog(&child)).await {
+            Ok(Ok(Some(catalog))) if catalog.cluster() != identity.cluster => {
+                return Err(OpenError::Join(format!(
+                    "{} belongs to cluster {:016x}, and {seed} to cluster {:016x}: start with an \
+                     empty --data-dir, or join the right cluster",
+                    config.data_dir.display(),
+                    identity.cluster.0,
+                    catalog.cluster().0
+                )));
+            }
+            Ok(Ok(Some(catalog))) => return Ok(Some(catalog)),
+            Ok(Ok(None) | Err(_)) | Err(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Asks the seeds, one after the other and again, until one gives a place or `ctx` ends.

@@ -7,6 +7,7 @@
 
 mod config;
 mod core;
+mod gauges;
 mod join;
 mod machines;
 mod overview;
@@ -37,6 +38,7 @@ pub use overview::{
     ClusterOverview, GroupOverview, MemberOverview, NodeStatus, Readiness, ReplicaOverview,
 };
 
+use gauges::NodeGauges;
 use machines::WatchedMachines;
 
 use crate::admission::Admission;
@@ -102,7 +104,7 @@ impl Node {
         .map_err(|error| OpenError::DataDirectory(error.to_string()))?;
 
         let (identity, known) = match found {
-            Some(identity) => (identity, None),
+            Some(identity) => (identity, join::ask_again(ctx, &config, identity).await?),
             None => join::first_start(ctx, &config, asked.unwrap_or_default()).await?,
         };
         let store = open_store(&config, identity.engine).await?;
@@ -145,7 +147,7 @@ impl Node {
             identity.node,
             Arc::clone(&catalog),
             Arc::clone(&proxy),
-            admission,
+            Arc::clone(&admission),
             metrics,
         );
         let links = Links::new(
@@ -193,6 +195,12 @@ impl Node {
             tasks: TaskTracker::new(),
             stop: stop.child_token(),
         });
+        registry.register_collector(Box::new(NodeGauges {
+            core: Arc::downgrade(&core),
+            hosting: Arc::downgrade(&hosting),
+            admission,
+            store: Arc::downgrade(&store),
+        }));
         let node = Arc::new(Self {
             core,
             forward,
@@ -381,6 +389,29 @@ impl Node {
         self.links.set_peers(others.iter().map(|(node, _)| *node));
         self.core.coordinator.follow_catalog();
         self.hosting.host_all().await;
+        self.forget_what_moved_away(&catalog).await;
+    }
+
+    /// Deletes replicas that were moved to other nodes. The catalog names a group's replicas only
+    /// after its membership has changed, and this node's own log must have heard of it too.
+    async fn forget_what_moved_away(&self, catalog: &Catalog) {
+        for group in self.core.raft.groups() {
+            let id = group.group();
+            let replicas = catalog.replicas(id);
+            let kept = id == GroupId::META
+                || replicas.is_empty()
+                || replicas.contains(&self.core.node)
+                || group.members().is_empty()
+                || group.members().contains_key(&self.core.node);
+            if kept {
+                continue;
+            }
+            tracing::info!(group = %id, "this node's replica was moved away: deleting it");
+            let ctx = Context::with_timeout(TICK);
+            if let Err(error) = self.core.raft.destroy(&ctx, id).await {
+                tracing::warn!(group = %id, %error, "deleting a replica");
+            }
+        }
     }
 
     async fn make_cluster(

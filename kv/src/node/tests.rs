@@ -321,3 +321,18 @@ async fn one_node_grows_to_three_loses_one_and_replaces_it() {
     third.kill().await;
     fourth.kill().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_of_another_cluster_is_refused_by_name() {
+    let ours = Served::open(Bootstrap::New { shards: 1 }).await;
+    let other = Served::open(Bootstrap::New { shards: 1 }).await;
+    let theirs = format!("{:016x}", other.node.cluster().0);
+    let dir = other.stop().await;
+    let seeds = vec![ours.address.clone()];
+    let Err(error) = Served::open_in(dir, Bootstrap::Join { seeds }).await else {
+        panic!("opened");
+    };
+    let said = error.to_string();
+    assert!(said.contains(&theirs) && !said.contains('\n'), "{said}");
+    ours.stop().await;
+}

@@ -245,10 +245,6 @@ impl<'a> Session<'a> {
 }
 
 /// A request or a watch under way.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly all are requests: a box for each would cost more"
-)]
 enum Work {
     Reply {
         number: u64,

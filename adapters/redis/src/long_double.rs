@@ -19,6 +19,12 @@ pub(crate) enum Parsed {
     Infinite,
 }
 
+impl From<LongDouble> for Parsed {
+    fn from(number: LongDouble) -> Self {
+        Self::Finite(number)
+    }
+}
+
 /// Longest text that Redis takes as a number.
 const LONGEST: usize = 5119;
 /// The exponent of the mantissa's lowest bit in the largest finite number.

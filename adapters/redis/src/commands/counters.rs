@@ -130,6 +130,15 @@ impl Command for IncrByFloat {
     }
 }
 
+/// An increment of HINCRBYFLOAT, which refuses infinities where INCRBYFLOAT refuses the sum.
+pub(super) fn increment(text: &[u8]) -> Result<LongDouble, ReplyError> {
+    match LongDouble::parse(text) {
+        Some(Parsed::Finite(number)) => Ok(number),
+        Some(Parsed::Infinite) => Err(ReplyError::err("value is NaN or Infinity")),
+        None => Err(ReplyError::NotFloat),
+    }
+}
+
 /// The sum as Redis writes it.
 pub(super) fn add(number: Parsed, increment: Parsed) -> Result<String, ReplyError> {
     let sum = match (number, increment) {

@@ -1,8 +1,10 @@
 //! Every command: one file per family, and the table that finds them by name.
 
+mod collection_scan;
 mod connection;
 mod counters;
 mod expire;
+mod hashes;
 mod keys;
 mod lcs;
 mod lists;
@@ -28,9 +30,11 @@ pub use sweep::sweeps;
 /// The families' tables.
 #[rustfmt::skip] // One per line: families come one at a time.
 const FAMILIES: &[&[Spec]] = &[
+    collection_scan::SPECS,
     connection::SPECS,
     counters::SPECS,
     expire::SPECS,
+    hashes::SPECS,
     keys::SPECS,
     lcs::SPECS,
     lists::SPECS,

@@ -230,6 +230,34 @@ impl<'k> Hashed<'k> {
         Ok(Some(window.swap_remove(place)))
     }
 
+    /// `count` random elements, one perhaps several times.
+    pub(crate) fn draw_repeated(
+        &self,
+        db: &mut Db<'_>,
+        count: u64,
+    ) -> Result<Vec<(Bytes, Bytes)>, ReplyError> {
+        let mut drawn = Vec::new();
+        if self.meta.count > EVEN_DRAW_MAX && count < self.meta.count {
+            for _ in 0..count {
+                drawn.extend(self.draw(db)?);
+            }
+            return Ok(drawn);
+        }
+        // Reading all of them once is cheaper than a seek for each.
+        let all = self.all(db)?;
+        let mut draw = Draw::new(db.rows().random());
+        for _ in 0..count {
+            let place = draw.below(all.len().max(1) as u64);
+            drawn.extend(
+                usize::try_from(place)
+                    .ok()
+                    .and_then(|at| all.get(at))
+                    .cloned(),
+            );
+        }
+        Ok(drawn)
+    }
+
     /// `count` different random elements, or all of them, in no order.
     pub(crate) fn draw_distinct(
         &self,

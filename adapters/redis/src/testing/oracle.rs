@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use crate::reply::Resp;
+use crate::reply::{Resp, format_double};
 
 /// Set where the oracle must be there: then its absence fails the tests.
 const REQUIRED: &str = "LEADLINE_REQUIRE_REDIS";
@@ -165,6 +165,14 @@ impl Value {
         matches!(self, Self::Line(b'_' | b'$' | b'*', _))
     }
 
+    pub(super) fn is_error(&self) -> bool {
+        matches!(self, Self::Line(b'-', _))
+    }
+
+    pub(super) fn is_wrong_type(&self) -> bool {
+        matches!(self, Self::Line(b'-', text) if text.starts_with(b"WRONGTYPE"))
+    }
+
     pub(crate) fn text(&self) -> Option<&Bytes> {
         match self {
             Self::Bulk(_, text) | Self::Line(b'+' | b'-', text) => Some(text),
@@ -195,6 +203,25 @@ impl Value {
                 Self::Items(kind, groups.concat())
             }
             other => other,
+        }
+    }
+
+    /// The same, every fraction in its shortest form: Redis 7.0 writes 17 digits where 7.2 writes
+    /// as few as read back the same.
+    pub(super) fn shortened(self) -> Self {
+        let shorter = |text: Bytes| match crate::args::parse_double(&text) {
+            Some(number) if text.contains(&b'.') || text.contains(&b'e') => {
+                Bytes::from(format_double(number))
+            }
+            _ => text,
+        };
+        match self {
+            Self::Line(b',', text) => Self::Line(b',', shorter(text)),
+            Self::Bulk(kind, text) => Self::Bulk(kind, shorter(text)),
+            Self::Items(kind, items) => {
+                Self::Items(kind, items.into_iter().map(Self::shortened).collect())
+            }
+            line => line,
         }
     }
 

@@ -116,7 +116,7 @@ fn keys_answer_as_redis_does() {
             "SCAN 0 COUNT",
             "SCAN x",
             "OBJECT REFCOUNT nokey",
-            "OBJECT IDLETIME {k}",
+            "OBJECT IDLETIME nokey",
             "OBJECT FREQ {k}",
             "OBJECT ENCODING",
             "OBJECT NOPE {k}",

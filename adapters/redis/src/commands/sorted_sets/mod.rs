@@ -37,14 +37,15 @@ pub(super) const SPECS: &[&[Spec]] = &[
 /// An open sorted set.
 struct SortedSet<'k>(Hashed<'k>);
 
-fn decode_score(mut value: Bytes) -> Result<f64, ReplyError> {
+pub(super) fn decode_score(mut value: Bytes) -> Result<f64, ReplyError> {
     value
         .try_get_f64()
         .map_err(|_| RowError::Storage("a sorted set's score row is damaged".into()).into())
 }
 
 fn encode_score(score: f64) -> Bytes {
-    Bytes::copy_from_slice(&score.to_be_bytes())
+    // Negative zero is stored as zero, as Redis stores it in its compact form.
+    Bytes::copy_from_slice(&(score + 0.0).to_be_bytes())
 }
 
 fn count_reply(count: u64) -> Reply {

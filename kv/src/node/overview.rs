@@ -229,3 +229,106 @@ fn group_overview<'a>(
         replicas,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use leadline_raft::LeaderId;
+    use leadline_raft::engine::PeerStatus;
+
+    use super::*;
+
+    fn group(node: u64, leading: bool, applied: u64) -> GroupStatus {
+        let peers = (1..=3).map(|node| PeerStatus {
+            node: NodeId(node),
+            role: Role::Voter,
+            matched: None,
+            last_ack_ms: None,
+        });
+        GroupStatus {
+            group: GroupId(1),
+            node: NodeId(node),
+            term: Term(4),
+            leader: Some(LeaderId {
+                term: Term(4),
+                node: NodeId(1),
+            }),
+            leading,
+            last_log_index: LogIndex(100),
+            commit_index: LogIndex(applied),
+            last_applied: LogIndex(applied),
+            snapshot_index: LogIndex(0),
+            peers: peers.collect(),
+            pending_proposals: 0,
+            pending_reads: 0,
+            stopped: None,
+        }
+    }
+
+    fn node(number: u64, leading: bool, applied: u64) -> Result<NodeStatus, String> {
+        Ok(NodeStatus {
+            node: NodeId(number),
+            version: "1".into(),
+            uptime_seconds: 1,
+            readiness: Readiness {
+                ready: true,
+                reasons: Vec::new(),
+                lag: 0,
+                draining: false,
+            },
+            groups: vec![group(number, leading, applied)],
+        })
+    }
+
+    fn catalog() -> Catalog {
+        use crate::Operation;
+        use crate::catalog::{MetaOperation, MetaReply};
+        let mut rows = crate::testing::MemoryRows::default();
+        let address = |node: u64| Addresses {
+            grpc: format!("10.0.0.{node}:1"),
+            ..Addresses::default()
+        };
+        let first = Catalog::deal(ClusterId(7), 1, NodeId(1), address(1));
+        let mut changes = vec![MetaOperation::bootstrap(&first)];
+        for node in 2..=3 {
+            let nonce = vec![u8::try_from(node).unwrap()].into();
+            changes.push(MetaOperation::add_member(&address(node), nonce));
+        }
+        let replies = changes.iter().map(|change| change.evaluate(&mut rows));
+        MetaReply::decode(&replies.last().unwrap().unwrap())
+            .unwrap()
+            .catalog
+            .unwrap()
+    }
+
+    #[test]
+    fn an_overview_says_how_many_may_be_lost_and_what_it_could_not_learn() {
+        let all = BTreeMap::from([
+            (NodeId(1), node(1, true, 90)),
+            (NodeId(2), node(2, false, 90)),
+            (NodeId(3), node(3, false, 70)),
+        ]);
+        let catalog = catalog();
+        let seen = |answers: &BTreeMap<_, _>| {
+            let overview = collect(NodeId(1), ClusterId(7), Some(&catalog), answers.clone());
+            let group = overview.groups[1].clone();
+            (overview, group)
+        };
+        let (_, group) = seen(&all);
+        assert_eq!((group.leader, group.may_lose), (Some(NodeId(1)), 1));
+        let lags: Vec<_> = group.replicas.iter().map(|replica| replica.lag).collect();
+        assert_eq!(lags, [Some(0), Some(0), Some(20)]);
+
+        let mut without_third = all.clone();
+        without_third.insert(NodeId(3), Err("timed out".into()));
+        let (overview, group) = seen(&without_third);
+        assert_eq!((group.leader, group.may_lose), (Some(NodeId(1)), 0));
+        assert!(overview.unknown.iter().any(|what| what.contains("node 3")));
+        assert_eq!(group.replicas[2].lag, None);
+
+        let mut without_leader = all;
+        without_leader.insert(NodeId(1), Err("timed out".into()));
+        let (overview, group) = seen(&without_leader);
+        assert!(!overview.has_quorum);
+        assert_eq!((group.leader, group.may_lose), (None, 0));
+    }
+}

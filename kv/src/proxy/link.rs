@@ -159,7 +159,10 @@ impl Links {
                 reply = replies.next() => match reply {
                     Some(Ok(message)) => {
                         heard = Instant::now();
-                        self.proxy.deliver(node, message.replies);
+                        if self.proxy.deliver(node, message.replies) {
+                            tracing::info!(peer = %node, "requests are answered again");
+                            (self.on_up)(node);
+                        }
                     }
                     Some(Err(why)) => return why,
                     None => return "closed by the peer".to_owned(),
@@ -185,6 +188,9 @@ impl Links {
                         return format!("silent for {} ms", silent.as_millis());
                     }
                     ask = silent >= ASK;
+                    if self.proxy.offer_probe(node) {
+                        (self.on_up)(node);
+                    }
                 }
             }
         }

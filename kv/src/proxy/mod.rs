@@ -4,9 +4,11 @@
 //! its way goes into the next one. A request is one entry in a table, found by its number and
 //! removed the moment its reply comes, its context ends or its reply is dropped.
 //!
-//! Each peer has a circuit breaker. It is open while the peer's stream is down; the stream's task
-//! probes with backoff and closes it once the peer has answered a ping. No request is sent to find
-//! out whether a peer lives.
+//! Each peer has a circuit breaker. It is open while the peer's stream is down: the stream's task
+//! probes with backoff and closes it once the peer has answered a ping. It opens, too, when requests
+//! time out one after the other and none is answered, though the peer answers pings (its disk
+//! hangs, say): then one request at a time is let through to find out, the others wait or end as
+//! not applied.
 //!
 //! # Invariants
 //! 1. A request that was not handed to the transport is *not applied*; a write that was is unknown
@@ -51,6 +53,8 @@ const MOST_WAITING: usize = 16 * 1024;
 const MOST_WAITING_BYTES: usize = 64 << 20;
 /// Requests that may be at one peer without an answer.
 const MOST_HANDED: usize = 64 * 1024;
+/// After this many timeouts without an answer between them the breaker opens.
+const TIMEOUTS: u32 = 16;
 /// A message takes this many requests or bytes, whatever comes first.
 const MESSAGE_REQUESTS: usize = 1024;
 const MESSAGE_BYTES: usize = 1 << 20;
@@ -122,8 +126,12 @@ struct Peer {
     queue_bytes: usize,
     handed: usize,
     cancels: Vec<u64>,
-    /// The breaker is closed.
+    /// The stream is up.
     up: bool,
+    /// Requests that timed out since the last answer.
+    timeouts: u32,
+    /// One request may pass the open breaker.
+    probe: bool,
     work: Arc<Notify>,
 }
 
@@ -135,8 +143,15 @@ impl Peer {
             handed: 0,
             cancels: Vec::new(),
             up: false,
+            timeouts: 0,
+            probe: false,
             work: Arc::new(Notify::new()),
         }
+    }
+
+    /// The breaker is closed, or lets one request through.
+    fn passes(&self) -> bool {
+        self.up && (self.timeouts < TIMEOUTS || self.probe)
     }
 }
 
@@ -150,11 +165,7 @@ impl LeaderProxy {
 
     /// Whether the circuit breaker of `node` is closed.
     pub(crate) fn reachable(&self, node: NodeId) -> bool {
-        self.table
-            .lock()
-            .peers
-            .get(&node)
-            .is_some_and(|peer| peer.up)
+        self.table.lock().peers.get(&node).is_some_and(Peer::passes)
     }
 
     /// Hands `request` to the stream of `node`; `None`: the breaker is open.
@@ -170,7 +181,8 @@ impl LeaderProxy {
         let number = {
             let mut table = self.table.lock();
             let table = &mut *table;
-            let peer = table.peers.get_mut(&node).filter(|peer| peer.up)?;
+            let peer = table.peers.get_mut(&node).filter(|peer| peer.passes())?;
+            peer.probe = false;
             if peer.queue.len() >= MOST_WAITING
                 || peer.handed >= MOST_HANDED
                 || (!peer.queue.is_empty()
@@ -236,7 +248,7 @@ impl LeaderProxy {
         let registration = {
             let mut table = self.table.lock();
             let table = &mut *table;
-            let Some(peer) = table.peers.get_mut(&node).filter(|peer| peer.up) else {
+            let Some(peer) = table.peers.get_mut(&node).filter(|peer| peer.passes()) else {
                 return Err(KvError::NoLeader { leader: None });
             };
             if peer.queue.len() >= MOST_WAITING {
@@ -345,11 +357,18 @@ impl LeaderProxy {
         })
     }
 
-    /// Delivers what a peer answered.
-    fn deliver(&self, node: NodeId, replies: Vec<wire::ForwardReply>) {
+    /// Delivers what a peer answered; says whether that closed its breaker.
+    fn deliver(&self, node: NodeId, replies: Vec<wire::ForwardReply>) -> bool {
         let mut settled = Vec::with_capacity(replies.len());
+        let mut closed = false;
         {
             let mut table = self.table.lock();
+            if !replies.is_empty()
+                && let Some(peer) = table.peers.get_mut(&node)
+            {
+                closed = peer.timeouts >= TIMEOUTS;
+                peer.timeouts = 0;
+            }
             for reply in replies {
                 let number = reply.number;
                 let Some(outcome) = reply.outcome else {
@@ -399,24 +418,42 @@ impl LeaderProxy {
                 }
             }
         }
+        if closed {
+            self.show_breaker(node, true);
+        }
+        closed
+    }
+
+    /// Lets one request pass the breaker of `node`, if requests there time out; says whether.
+    fn offer_probe(&self, node: NodeId) -> bool {
+        let mut table = self.table.lock();
+        let Some(peer) = table.peers.get_mut(&node) else {
+            return false;
+        };
+        peer.probe = peer.timeouts >= TIMEOUTS;
+        peer.probe
+    }
+
+    fn show_breaker(&self, node: NodeId, closed: bool) {
+        let label = PeerLabel { node: node.0 };
+        let gauge = self.metrics.peer_up.get_or_create(&label);
+        gauge.set(i64::from(closed));
     }
 
     /// Closes the breaker of `node`.
     fn set_up(&self, node: NodeId) -> Arc<Notify> {
-        self.metrics
-            .peer_up
-            .get_or_create(&PeerLabel { node: node.0 })
-            .set(1);
+        self.show_breaker(node, true);
         let mut table = self.table.lock();
         let peer = table.peers.entry(node).or_insert_with(Peer::new);
         peer.up = true;
+        peer.timeouts = 0;
         Arc::clone(&peer.work)
     }
 
     /// Opens the breaker of `node` and settles what was at it (invariant 1).
     fn set_down(&self, node: NodeId) {
         let label = PeerLabel { node: node.0 };
-        self.metrics.peer_up.get_or_create(&label).set(0);
+        self.show_breaker(node, false);
         let entries: Vec<Entry> = {
             let mut table = self.table.lock();
             let table = &mut *table;
@@ -458,18 +495,31 @@ impl LeaderProxy {
         }
     }
 
-    /// Takes back what its caller gave up; says whether it was handed over, `None` if it is settled.
-    fn abandon(&self, number: u64) -> Option<bool> {
-        let mut table = self.table.lock();
-        let entry = table.remove(number)?;
-        if entry.handed
-            && let Some(peer) = table.peers.get_mut(&entry.node)
-            && peer.up
-        {
-            peer.cancels.push(number);
-            peer.work.notify_one();
+    /// Takes back what its caller gave up, because its time was over or for reasons of its own;
+    /// says whether it was handed over, `None` if it is settled.
+    fn abandon(&self, number: u64, timed_out: bool) -> Option<bool> {
+        let mut opened = None;
+        let handed = {
+            let mut table = self.table.lock();
+            let entry = table.remove(number)?;
+            if entry.handed
+                && let Some(peer) = table.peers.get_mut(&entry.node)
+                && peer.up
+            {
+                peer.cancels.push(number);
+                peer.work.notify_one();
+                if timed_out {
+                    peer.timeouts = peer.timeouts.saturating_add(1);
+                    opened = (peer.timeouts == TIMEOUTS).then_some(entry.node);
+                }
+            }
+            entry.handed
+        };
+        if let Some(node) = opened {
+            tracing::warn!(peer = %node, "requests time out one after the other: breaker open");
+            self.show_breaker(node, false);
         }
-        Some(entry.handed)
+        Some(handed)
     }
 }
 
@@ -505,7 +555,7 @@ struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.proxy.abandon(self.number);
+        self.proxy.abandon(self.number, false);
     }
 }
 
@@ -535,7 +585,7 @@ impl Future for Forwarded {
         let Poll::Ready(ended) = ended.as_mut().poll(task) else {
             return Poll::Pending;
         };
-        match this.proxy.abandon(this.number) {
+        match this.proxy.abandon(this.number, ended == Ended::Deadline) {
             // Settled at the same moment: its reply is on the way through the channel.
             None => match this.received.try_recv() {
                 Ok(reply) => Poll::Ready(reply),
@@ -558,7 +608,7 @@ fn give_up(ended: Ended, may_be_applied: bool) -> KvError {
 impl Drop for Forwarded {
     fn drop(&mut self) {
         self.proxy.metrics.forwards_pending.dec();
-        self.proxy.abandon(self.number);
+        self.proxy.abandon(self.number, false);
     }
 }
 

@@ -519,6 +519,35 @@ async fn an_open_breaker_keeps_requests_safe_to_retry_and_closes_by_a_probe() {
     node.nothing_is_left();
 }
 
+/// A peer that answers pings and nothing else: its disk hangs, say.
+#[tokio::test(start_paused = true)]
+async fn timeouts_one_after_the_other_open_the_breaker_and_one_answer_closes_it() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    for _ in 0..super::TIMEOUTS {
+        let reply = node.coordinator.submit(&within(20), write("a")).await;
+        assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
+    }
+    let (reply, took) = timed(node.coordinator.submit(&within(100), write("a"))).await;
+    assert!(matches!(reply, Err(KvError::NoLeader { .. })), "{reply:?}");
+    assert!((100..=101).contains(&took));
+    *cluster.at(2).shard.held.lock() = None;
+    let ctx = within(5000);
+    let replies: Vec<_> = (0..10)
+        .map(|_| node.coordinator.submit(&ctx, read("b")))
+        .collect();
+    let (replies, took) = {
+        let began = Instant::now();
+        (futures::future::join_all(replies).await, began.elapsed())
+    };
+    assert!(replies.iter().all(Result::is_ok), "{replies:?}");
+    assert!(took < Duration::from_millis(600), "{took:?}");
+    node.nothing_is_left();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_hint_is_followed_by_the_origin_and_a_forwarded_request_makes_one_hop() {
     let cluster = Cluster::new().await;

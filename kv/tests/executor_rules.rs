@@ -132,7 +132,9 @@ async fn rule_2_a_batch_of_an_earlier_life_is_ignored_behind_the_next_begin() {
     node.engine.open();
     node.ready().await;
     assert!(not_applied(lost.await));
-    // The entry turns up after all, as one that a network kept back.
+    // The entry turns up after all, as one that a network kept back, and its number fits: the new
+    // life is just behind it.
+    node.run("other", What::Incr).await.unwrap();
     node.engine.apply_foreign(stale);
     node.engine.settle();
     assert_eq!(node.get("n").await, "");
@@ -204,32 +206,46 @@ async fn rule_3_an_executor_that_panics_is_replaced() {
 async fn rule_4_a_read_waits_for_a_round_that_begins_after_its_evaluation() {
     let node = Node::new();
     node.ready().await;
-    node.run("n", What::Incr).await.unwrap();
-    node.engine.hold_verify();
-    let ctx = soon();
-    let command = Command::new("n", What::Get);
-    let mut read = node.submit(&ctx, &command);
-    while node.shard.pending_reads() == 0 {
-        tokio::task::yield_now().await;
+    for name in ["cached", "cold"] {
+        node.run(name, What::Set(Bytes::from_static(b"v")))
+            .await
+            .unwrap();
     }
-    assert_eq!(command.evaluations(), 1);
-    assert!(futures::poll!(&mut read).is_pending());
-    node.engine.open_verify();
-    assert_eq!(text(read.await), "1");
+    node.get("cached").await;
+    for (name, thread_is_executors) in [("cached", false), ("cold", true)] {
+        node.engine.hold_verify();
+        let ctx = soon();
+        let command = Command::new(name, What::Get);
+        let mut read = node.submit(&ctx, &command);
+        while node.shard.pending_reads() == 0 {
+            assert!(futures::poll!(&mut read).is_pending());
+            tokio::task::yield_now().await;
+        }
+        let threads = command.evaluated.lock().clone();
+        assert_eq!(threads.len(), 1);
+        assert_eq!(threads[0] == "shard-1", thread_is_executors);
+        assert!(futures::poll!(&mut read).is_pending());
+        node.engine.open_verify();
+        assert_eq!(text(read.await), "v");
+    }
 }
 
 #[tokio::test]
 async fn rule_4_a_proof_of_another_leadership_does_not_answer_a_read() {
     let node = Node::new();
     node.ready().await;
+    // From now on in the cache, so that the next read and its round begin on this thread.
+    node.get("n").await;
     node.engine.hold_verify();
     let ctx = soon();
     let read = node.submit(&ctx, &Command::new("n", What::Get));
-    while node.shard.pending_reads() == 0 {
+    assert_eq!(node.shard.pending_reads(), 1);
+    for _ in 0..3 {
         tokio::task::yield_now().await;
     }
-    node.engine.elect();
+    // In this order the round ends before the executor hears of the new leadership.
     node.engine.open_verify();
+    node.engine.elect();
     assert!(not_applied(read.await));
 }
 
@@ -400,6 +416,7 @@ async fn rule_7_a_read_that_finds_a_key_expired_deletes_it_before_it_answers() {
     node.engine.hold();
     let mut read = node.submit(&soon(), &Command::new("n", What::GetUnlessExpired));
     while node.engine.held() == 0 {
+        assert!(futures::poll!(&mut read).is_pending());
         tokio::task::yield_now().await;
     }
     assert!(futures::poll!(&mut read).is_pending());

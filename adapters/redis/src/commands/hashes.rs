@@ -142,7 +142,7 @@ pub(super) const SPECS: &[Spec] = &[
         CATEGORY,
         Arity::AtLeast(2),
         Keys::At(1),
-        |args| HRandField::parse(args),
+        HRandField::parse,
     ),
 ];
 

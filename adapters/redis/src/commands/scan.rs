@@ -219,7 +219,8 @@ impl Command for RandomKey {
             let [Reply::Integer(count), Reply::Integer(drawn), key] = part.as_slice() else {
                 return Err(super::damaged_part());
             };
-            draw ^= drawn.unsigned_abs();
+            // Not a plain XOR: equal draws would cancel out.
+            draw = u64::rotate_left(draw, 17).wrapping_add(drawn.unsigned_abs());
             // A shard whose keys have all expired has a count and no key.
             if *key != Reply::Null {
                 let count = count.unsigned_abs();

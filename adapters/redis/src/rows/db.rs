@@ -185,7 +185,12 @@ impl<'a> Db<'a> {
     }
 
     pub(crate) fn prefix(&self, key: &[u8]) -> Prefix {
-        Prefix::new(self.number, key)
+        match &self.seen {
+            Some(seen) if layout::is_first_row_of(&seen.row_key, self.number, key) => {
+                Prefix::of_first_row(&seen.row_key)
+            }
+            _ => Prefix::new(self.number, key),
+        }
     }
 
     /// What the rows of `collection`'s elements begin with; `key` is where it is stored.

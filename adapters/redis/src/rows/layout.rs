@@ -108,9 +108,12 @@ pub(crate) fn is_first_row_of(row_key: &[u8], database: u8, key: &[u8]) -> bool 
 
 impl Prefix {
     pub(crate) fn new(database: u8, key: &[u8]) -> Self {
-        let mut first = first_row_key(database, key);
-        first.truncate(first.len() - 1);
-        Self(first)
+        Self::of_first_row(&first_row_key(database, key))
+    }
+
+    /// The prefix of the key whose first row this is, sharing its bytes.
+    pub(crate) fn of_first_row(row_key: &Bytes) -> Self {
+        Self(row_key.slice(..row_key.len() - 1))
     }
 
     /// A prefix as [`Prefix::as_bytes`] gave it, read back from a row.

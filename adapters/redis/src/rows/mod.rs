@@ -38,8 +38,8 @@ mod walk;
 pub(crate) use db::{Collection, Db, First, Value};
 pub(crate) use hashed::Hashed;
 pub(crate) use layout::{
-    ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, list_position, score_bytes,
-    score_from_bytes, slot_prefix,
+    ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, list_position, owned_slots,
+    score_bytes, score_from_bytes, slot_prefix,
 };
 pub(crate) use sweep::{Swept, sweep_expired, sweep_generations};
 pub(crate) use walk::SCAN_POSITION_BITS;

@@ -1,6 +1,7 @@
 //! Random commands under random faults, against what every client was told.
 //!
-//! Clients add to one counter, each addition with a row of its own, and read the counter, while
+//! Clients add to one counter, each addition with a row of its own, and read the counter; some send
+//! an addition again, under its request id, when they do not know what became of it. Meanwhile
 //! proposals are held, reordered, discarded, duplicated, refused or robbed of their answers,
 //! leadership changes, and the process restarts. Then:
 //! * an acknowledged addition is there once, a *not applied* one is not, an *unknown* one is there
@@ -20,10 +21,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use executor_support::*;
-use leadline_kv::executor::{Order, ShardConfig, Submission};
+use leadline_kv::executor::{Once, Order, ShardConfig, Submission};
 use leadline_kv::hlc::Hlc;
 use leadline_kv::state_machine::ShardStateMachines;
-use leadline_kv::{Operation, Outcome};
+use leadline_kv::{Outcome, RequestId};
 use leadline_raft::engine::{CommittedEntry, LeaderView, Leadership, StateMachines};
 use leadline_raft::{Context, NodeId, RaftError};
 use parking_lot::Mutex;
@@ -62,6 +63,7 @@ impl History {
 
 async fn client(node: &Node, history: &History, seed: u64, name: String) {
     let mut random = StdRng::seed_from_u64(seed);
+    let session = random.random();
     for number in 0..random.random_range(5..25) {
         let write = random.random_bool(0.7);
         let token = write.then(|| format!("token {name} {number}"));
@@ -69,41 +71,24 @@ async fn client(node: &Node, history: &History, seed: u64, name: String) {
             Some(token) => What::IncrBoth(key(token), None),
             None => What::Get,
         };
-        let command = Command::new("counter", what);
-        let millis = if random.random_bool(0.3) {
-            random.random_range(0..5)
-        } else {
-            random.random_range(20..60)
-        };
-        let ctx = Context::with_timeout(Duration::from_millis(millis));
+        // One caller at a time: the session's lowest open number is this one.
+        let once = (write && random.random_bool(0.4)).then_some(Once {
+            id: RequestId { session, number },
+            lowest_open: number,
+        });
         let begun = history.tick();
-        let reply = node
-            .shard
-            .submit(
-                &ctx,
-                Submission {
-                    operation: command as Arc<dyn Operation>,
-                    order: if random.random_bool(0.8) {
-                        Order::Free
-                    } else {
-                        Order::AfterMine
-                    },
-                    once: None,
-                },
-            )
-            .await;
-        let end = match reply {
-            Ok(value) => End::Done(
-                std::str::from_utf8(&value)
-                    .unwrap()
-                    .parse()
-                    .unwrap_or_default(),
-            ),
-            Err(error) => match error.outcome() {
-                Outcome::NotApplied => End::NotApplied,
-                Outcome::Unknown => End::Unknown,
-            },
-        };
+        let mut end = send(node, &mut random, &what, once).await;
+        if once.is_some() {
+            // Sent again under its id, an unsettled request may settle, and takes effect once.
+            for _ in 0..3 {
+                if end != End::Unknown {
+                    break;
+                }
+                if let End::Done(value) = send(node, &mut random, &what, once).await {
+                    end = End::Done(value);
+                }
+            }
+        }
         let ended = history.tick();
         history.events.lock().push(Event {
             token,
@@ -114,6 +99,36 @@ async fn client(node: &Node, history: &History, seed: u64, name: String) {
         if random.random_bool(0.3) {
             tokio::time::sleep(Duration::from_millis(random.random_range(0..3))).await;
         }
+    }
+}
+
+async fn send(node: &Node, random: &mut StdRng, what: &What, once: Option<Once>) -> End {
+    let millis = if random.random_bool(0.3) {
+        random.random_range(0..5)
+    } else {
+        random.random_range(20..60)
+    };
+    let order = if random.random_bool(0.8) {
+        Order::Free
+    } else {
+        Order::AfterMine
+    };
+    let submission = Submission {
+        once,
+        order,
+        ..submission(&Command::new("counter", what.clone()))
+    };
+    let ctx = Context::with_timeout(Duration::from_millis(millis));
+    match node.shard.submit(&ctx, submission).await {
+        Ok(value) => {
+            let text = std::str::from_utf8(&value).unwrap();
+            // An absent counter reads as empty.
+            End::Done(text.parse().unwrap_or_default())
+        }
+        Err(error) => match error.outcome() {
+            Outcome::NotApplied => End::NotApplied,
+            Outcome::Unknown => End::Unknown,
+        },
     }
 }
 

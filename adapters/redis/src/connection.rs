@@ -85,7 +85,9 @@ enum Turn {
 
 /// A command that is not answered yet.
 struct InFlight {
-    reply: Late,
+    reply: PendingReply,
+    /// The reply is this number, or 0 if the outcome of an earlier command is unknown.
+    acknowledged: Option<i64>,
     command: usize,
     began: Instant,
     silent: bool,
@@ -93,11 +95,6 @@ struct InFlight {
     size: usize,
     /// For the slow log.
     operation: Option<Arc<RedisOperation>>,
-}
-
-enum Late {
-    Pending(PendingReply),
-    Acknowledged(i64),
 }
 
 /// What is known of a command when it begins.
@@ -310,36 +307,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             return;
         }
         match spec.run {
-            Run::Rows(_) => {
-                let session = &self.session;
-                match RedisOperation::new(spec, args, session.database, session.resp) {
-                    Ok(operation) => {
-                        let operation = Arc::new(operation);
-                        let ctx = match own {
-                            Some(_) => &session.context(now, own),
-                            None => ctx.get_or_insert_with(|| session.context(now, None)),
-                        };
-                        let reply = session.shared.coordinator.submit(ctx, operation.clone());
-                        self.push(begun, Late::Pending(reply), Some(operation));
-                    }
-                    Err(error) => self.refuse(begun, error),
-                }
-            }
+            Run::Rows(_) => self.submit(begun, spec, args, own, ctx),
             Run::Blocking(parse) => match self.wait(spec, parse, &args, now, own) {
                 Ok(reply) => {
                     self.blocked = true;
-                    self.push(begun, Late::Pending(reply), None);
+                    self.push(begun, reply, None);
                 }
                 Err(error) => self.refuse(begun, error),
             },
             Run::Connection(run) => {
                 let answer = run(&mut self.session, &args);
-                self.answered(begun, answer, now, ctx);
+                self.answered(begun, answer, own, ctx);
             }
             Run::Container(subcommands) => {
                 let answer = run_subcommand(spec.lower, subcommands, &mut self.session, &args);
-                self.answered(begun, answer, now, ctx);
+                self.answered(begun, answer, own, ctx);
             }
+        }
+    }
+
+    /// Hands a command over rows to the data plane.
+    fn submit(
+        &mut self,
+        begun: Begun,
+        spec: &'static Spec,
+        args: Vec<Bytes>,
+        own: Option<Duration>,
+        ctx: &mut Option<Context>,
+    ) {
+        let session = &self.session;
+        match RedisOperation::new(spec, args, session.database, session.resp) {
+            Ok(operation) => {
+                let operation = Arc::new(operation);
+                let ctx = match own {
+                    Some(_) => &session.context(begun.now, own),
+                    None => ctx.get_or_insert_with(|| session.context(begun.now, None)),
+                };
+                let reply = session.shared.coordinator.submit(ctx, operation.clone());
+                self.push(begun, reply, Some(operation));
+            }
+            Err(error) => self.refuse(begun, error),
         }
     }
 
@@ -348,7 +355,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         &mut self,
         mut begun: Begun,
         answer: Result<Answer, ReplyError>,
-        now: Instant,
+        own: Option<Duration>,
         ctx: &mut Option<Context>,
     ) {
         // AUTH, CLIENT DEADLINE and CLIENT REPLY hold from here on.
@@ -365,14 +372,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.answer(begun, &reply);
                 self.closing = true;
             }
-            Ok(Answer::Later(reply)) => self.push(begun, Late::Pending(reply), None),
-            Ok(Answer::Acknowledged(count)) => self.push(begun, Late::Acknowledged(count), None),
+            Ok(Answer::Instead(args)) => match commands::find(&args[0]) {
+                Some(spec) => self.submit(begun, spec, args, own, ctx),
+                None => self.refuse(begun, commands::unknown(&args)),
+            },
+            Ok(Answer::Later(reply)) => self.push(begun, *reply, None),
+            Ok(Answer::Acknowledged(count)) => {
+                // What it says depends on the outcomes before it: decided when its turn comes.
+                let turn = PendingReply::ready(Ok(Bytes::new()));
+                let waiting = self.in_flight(begun, turn, None, Some(count));
+                self.queue.push_back(waiting);
+            }
             Ok(Answer::Within(deadline, args)) => {
                 // The inner command counts as the command, with this one's place in CLIENT REPLY.
                 if begun.silent && self.session.replies == Replies::On {
                     self.session.replies = Replies::SkipNext;
                 }
-                self.begin(args, now, Some(deadline), ctx);
+                self.begin(args, begun.now, Some(deadline), ctx);
             }
             Err(error) => self.refuse(begun, error),
         }
@@ -417,8 +433,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if !self.queue.is_empty() {
             let mut bytes = BytesMut::new();
             reply::encode(reply, resp, &mut bytes);
-            let late = Late::Pending(PendingReply::ready(Ok(bytes.freeze())));
-            self.push(begun, late, None);
+            self.push(begun, PendingReply::ready(Ok(bytes.freeze())), None);
             return;
         }
         let metrics = &self.session.shared.metrics;
@@ -431,27 +446,43 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Queues a reply to come; one that is there already is given at once if its turn has come.
-    fn push(&mut self, begun: Begun, reply: Late, operation: Option<Arc<RedisOperation>>) {
-        let mut waiting = InFlight {
+    fn in_flight(
+        &mut self,
+        begun: Begun,
+        reply: PendingReply,
+        operation: Option<Arc<RedisOperation>>,
+        acknowledged: Option<i64>,
+    ) -> InFlight {
+        self.in_flight += begun.size;
+        InFlight {
             reply,
+            acknowledged,
             command: begun.command,
             began: begun.now,
             silent: begun.silent,
             blocking: self.blocked,
             size: begun.size,
             operation,
-        };
+        }
+    }
+
+    /// Queues a reply to come; one that is there already is given at once if its turn has come.
+    fn push(
+        &mut self,
+        begun: Begun,
+        mut reply: PendingReply,
+        operation: Option<Arc<RedisOperation>>,
+    ) {
+        let now = begun.now;
         if self.queue.is_empty()
-            && let Late::Pending(pending) = &mut waiting.reply
-            && pending.is_ready()
-            && let Some(result) = pending.now_or_never()
+            && reply.is_ready()
+            && let Some(result) = (&mut reply).now_or_never()
         {
-            self.in_flight += waiting.size;
-            self.finish(waiting, result, begun.now);
+            let waiting = self.in_flight(begun, reply, operation, None);
+            self.finish(waiting, result, now);
             return;
         }
-        self.in_flight += waiting.size;
+        let waiting = self.in_flight(begun, reply, operation, None);
         self.queue.push_back(waiting);
     }
 
@@ -465,16 +496,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.cut_short = true;
                 break;
             }
-            let result = match &mut front.reply {
-                Late::Pending(pending) => match Pin::new(pending).poll(cx) {
-                    Poll::Ready(result) => result,
-                    Poll::Pending => break,
-                },
-                Late::Acknowledged(count) => {
-                    let count = if self.session.unsettled { 0 } else { *count };
-                    Ok(self.session.encode(&Reply::Integer(count)))
-                }
+            let Poll::Ready(mut result) = Pin::new(&mut front.reply).poll(cx) else {
+                break;
             };
+            if let Some(count) = front.acknowledged {
+                let count = if self.session.unsettled { 0 } else { count };
+                result = Ok(self.session.encode(&Reply::Integer(count)));
+            }
             if let Some(waiting) = self.queue.pop_front() {
                 let now = *now.get_or_insert_with(Instant::now);
                 self.finish(waiting, result, now);

@@ -13,6 +13,7 @@
 mod args;
 mod blocking;
 mod clients;
+mod command_docs;
 mod commands;
 mod config;
 mod connection;

@@ -22,9 +22,11 @@ pub(crate) enum Answer {
     /// The reply, then the connection closes.
     Close(Reply),
     /// A reply to come, already encoded.
-    Later(PendingReply),
+    Later(Box<PendingReply>),
     /// The number, or 0 if the outcome of an earlier command of this connection is unknown.
     Acknowledged(i64),
+    /// What another command over rows answers, one that only nodes know.
+    Instead(Vec<Bytes>),
     /// Another command to be run within a deadline of its own.
     Within(Duration, Vec<Bytes>),
 }

@@ -271,6 +271,12 @@ impl Spec {
         self
     }
 
+    /// The same, not known to be fast.
+    pub(crate) const fn slow(mut self) -> Self {
+        self.flags.fast = false;
+        self
+    }
+
     /// The same, for operators.
     pub(crate) const fn admin(mut self) -> Self {
         self.flags.admin = true;

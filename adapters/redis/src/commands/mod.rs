@@ -1,6 +1,7 @@
 //! Every command: one file per family, and the table that finds them by name.
 
 mod collection_scan;
+mod command;
 mod connection;
 mod counters;
 mod expire;
@@ -9,6 +10,7 @@ mod keys;
 mod lcs;
 mod lists;
 mod scan;
+mod server;
 mod sets;
 mod sorted_sets;
 mod strings;
@@ -31,6 +33,7 @@ pub use sweep::sweeps;
 #[rustfmt::skip] // One per line: families come one at a time.
 const FAMILIES: &[&[Spec]] = &[
     collection_scan::SPECS,
+    command::SPECS,
     connection::SPECS,
     counters::SPECS,
     expire::SPECS,
@@ -39,6 +42,7 @@ const FAMILIES: &[&[Spec]] = &[
     lcs::SPECS,
     lists::SPECS,
     scan::SPECS,
+    server::SPECS,
     sets::SPECS,
     strings::SPECS,
     sweep::SPECS,

@@ -3,16 +3,24 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::future::BoxFuture;
 use leadline_kv::testing::MemoryCoordinator;
-use leadline_kv::{Coordinator, DoorStatistics};
-use leadline_raft::Context;
+use leadline_kv::{
+    Coordinator, DoorStatistics, KeyWatch, KvError, Operation, PendingReply, RequestId,
+};
+use leadline_raft::engine::ReadIndex;
+use leadline_raft::{Context, GroupId, NodeId};
 use leadline_redis::{Facts, NodeFacts, RedisConfig, RedisServer};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// 2026-01-01.
@@ -190,4 +198,94 @@ pub(crate) async fn until(what: &str, mut seen: impl FnMut() -> bool) {
     tokio::time::timeout(SOON, wait)
         .await
         .unwrap_or_else(|_| panic!("never happened: {what}"));
+}
+
+/// What a [`Gate`] was asked to do.
+pub(crate) struct Asked {
+    pub(crate) name: &'static str,
+    pub(crate) ctx: Context,
+    pub(crate) reply: oneshot::Sender<Result<Bytes, KvError>>,
+}
+
+/// A coordinator that answers when, and what, the test says.
+#[derive(Default)]
+pub(crate) struct Gate {
+    asked: Mutex<VecDeque<Asked>>,
+    requests: AtomicU64,
+}
+
+impl Gate {
+    /// The oldest request that was not taken yet.
+    pub(crate) async fn next(&self) -> Asked {
+        let mut next = None;
+        until("a request", || {
+            next = self.asked.lock().unwrap().pop_front();
+            next.is_some()
+        })
+        .await;
+        next.unwrap()
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.asked.lock().unwrap().len()
+    }
+}
+
+impl Coordinator for Gate {
+    fn submit(&self, ctx: &Context, operation: Arc<dyn Operation>) -> PendingReply {
+        let (reply, receiver) = oneshot::channel();
+        self.asked.lock().unwrap().push_back(Asked {
+            name: operation.name(),
+            ctx: ctx.clone(),
+            reply,
+        });
+        PendingReply::waiting(receiver)
+    }
+
+    fn submit_once(
+        &self,
+        ctx: &Context,
+        _: RequestId,
+        operation: Arc<dyn Operation>,
+    ) -> PendingReply {
+        self.submit(ctx, operation)
+    }
+
+    fn next_request_id(&self) -> RequestId {
+        RequestId {
+            session: 1,
+            number: self.requests.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    fn watch<'a>(
+        &'a self,
+        _: &'a Context,
+        _: &'a [Bytes],
+    ) -> BoxFuture<'a, Result<KeyWatch, KvError>> {
+        let (wake, watch) = KeyWatch::new();
+        // Nobody wakes it: for as long as the test runs.
+        std::mem::forget(wake);
+        Box::pin(std::future::ready(Ok(watch)))
+    }
+
+    fn verify_leader<'a>(
+        &'a self,
+        _: &'a Context,
+        _: GroupId,
+    ) -> BoxFuture<'a, Result<ReadIndex, KvError>> {
+        Box::pin(std::future::ready(Err(KvError::Stopping)))
+    }
+
+    fn verify_leader_for_key<'a>(
+        &'a self,
+        _: &'a Context,
+        _: &'a [u8],
+    ) -> BoxFuture<'a, Result<ReadIndex, KvError>> {
+        Box::pin(std::future::ready(Err(KvError::Stopping)))
+    }
+
+    fn known_leader(&self, _: GroupId) -> Option<NodeId> {
+        None
+    }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
@@ -98,6 +98,8 @@ pub(crate) struct Lane {
     /// Who leads according to a refusal, and what this node believed when it heard so: the hint is
     /// better only until the node learns something new itself.
     hint: Mutex<Option<(NodeId, Leadership)>>,
+    /// Which replica to ask when nothing is known of the leader: the same until it knows no better.
+    turn: AtomicUsize,
     pub(crate) order: SubmissionOrder,
     held: AtomicBool,
     parking: Mutex<Parking>,
@@ -147,6 +149,7 @@ impl Lane {
             local: ArcSwapOption::empty(),
             replicas: ArcSwap::default(),
             hint: Mutex::new(None),
+            turn: AtomicUsize::new(0),
             order: SubmissionOrder::default(),
             held: AtomicBool::new(false),
             parking: Mutex::default(),
@@ -240,7 +243,7 @@ impl Lane {
 
     /// Hands the request to whom it belongs now; `None`: nobody is known or reachable.
     fn dispatch(&self, request: &Request) -> Option<PendingReply> {
-        match self.target(request.place) {
+        match self.target() {
             Target::Local(shard) => {
                 let submission = Submission {
                     operation: Arc::clone(&request.operation),
@@ -263,10 +266,10 @@ impl Lane {
         }
     }
 
-    fn target(&self, turn: u64) -> Target {
+    fn target(&self) -> Target {
         let local = self.local.load();
         let Some(local) = local.as_ref() else {
-            return self.remote_replica(turn);
+            return self.remote_replica();
         };
         if local.is_leading() {
             return Target::Local(Arc::clone(local));
@@ -286,7 +289,7 @@ impl Lane {
         }
     }
 
-    fn remote_replica(&self, turn: u64) -> Target {
+    fn remote_replica(&self) -> Target {
         let proxy = &self.parts.proxy;
         if let Some((leader, _)) = *self.hint.lock()
             && proxy.reachable(leader)
@@ -300,7 +303,7 @@ impl Lane {
             .collect();
         match reachable.len() {
             0 => Target::Unknown,
-            n => Target::Remote(*reachable[usize::try_from(turn).unwrap_or(0) % n]),
+            n => Target::Remote(*reachable[self.turn.load(Ordering::Relaxed) % n]),
         }
     }
 
@@ -320,6 +323,9 @@ impl Lane {
             .load()
             .as_ref()
             .map_or(Leadership::Unknown, |local| local.leadership());
+        if leader.is_none() {
+            self.turn.fetch_add(1, Ordering::Relaxed);
+        }
         *self.hint.lock() = leader
             .filter(|&leader| leader != self.parts.node)
             .map(|leader| (leader, belief));
@@ -347,7 +353,7 @@ impl Lane {
     }
 
     fn reachable(&self) -> bool {
-        match self.target(0) {
+        match self.target() {
             Target::Local(_) | Target::Starting => true,
             Target::Remote(node) => self.parts.proxy.reachable(node),
             Target::Unknown => false,
@@ -438,11 +444,8 @@ impl Lane {
     }
 
     /// Where a watch goes now: the local shard, or the node to ask.
-    pub(crate) fn watch_target(
-        &self,
-        tries: u8,
-    ) -> Option<Result<Arc<Box<dyn LocalShard>>, NodeId>> {
-        match self.target(u64::from(tries)) {
+    pub(crate) fn watch_target(&self) -> Option<Result<Arc<Box<dyn LocalShard>>, NodeId>> {
+        match self.target() {
             Target::Local(shard) => Some(Ok(shard)),
             Target::Remote(node) => Some(Err(node)),
             Target::Starting | Target::Unknown => None,

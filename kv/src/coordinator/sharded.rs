@@ -280,7 +280,7 @@ impl ShardedCoordinator {
         let mut news = lane.news();
         for tries in 0_u8.. {
             news.mark_unchanged();
-            let placed = match lane.watch_target(tries) {
+            let placed = match lane.watch_target() {
                 Some(Ok(shard)) => shard.watch(keys),
                 Some(Err(node)) => {
                     self.parts

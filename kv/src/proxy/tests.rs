@@ -1,6 +1,8 @@
 //! The coordinator and the leader proxy of several nodes, wired in memory, under paused time: the
 //! shards are stand-ins that the test leads, holds and refuses.
 
+mod random_faults;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -342,6 +344,11 @@ struct Cluster {
 impl Cluster {
     /// Three nodes whose streams are up; nobody knows a leader.
     async fn new() -> Self {
+        Self::with(|_, shard| Box::new(Handle(Arc::clone(shard)))).await
+    }
+
+    /// The same, with shards that `local` makes for a node.
+    async fn with(local: impl Fn(NodeId, &Arc<FakeShard>) -> Box<dyn LocalShard>) -> Self {
         let network = Arc::new(Network::default());
         let mut nodes = Vec::new();
         for number in 1..=3 {
@@ -364,8 +371,7 @@ impl Cluster {
             );
             let shards: Vec<_> = (0..SHARDS).map(|_| FakeShard::new()).collect();
             for (group, shard) in (1..).zip(&shards) {
-                let local: Box<dyn LocalShard> = Box::new(Handle(Arc::clone(shard)));
-                coordinator.host(GroupId(group), Some(local));
+                coordinator.host(GroupId(group), Some(local(node, shard)));
             }
             let codec: Arc<dyn OperationCodec> = Arc::new(SayCodec);
             let service = ForwardService::new(Arc::clone(&coordinator), [(Door::Redis, codec)]);

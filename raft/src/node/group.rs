@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
-    ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError,
+    ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError,
     RaftError as OpenraftError,
 };
 use openraft::metrics::RaftServerMetrics;
@@ -45,7 +45,7 @@ use super::proof::{Applied, Observed, Proofs};
 use super::read_index::{ReadIndexQueue, Round, Rounds};
 use super::settings::Settings;
 use super::state::StateAdapter;
-use super::substrate::{Raft, Substrate};
+use super::substrate::{Raft, StartError, Substrate};
 use super::tail::LogTail;
 
 /// Between two attempts to build a dead group again.
@@ -89,8 +89,8 @@ pub(crate) enum BuildError {
     State(#[from] std::io::Error),
     #[error("the configuration: {0}")]
     Config(#[from] openraft::ConfigError),
-    #[error("openraft: {0}")]
-    Openraft(#[from] Fatal<TypeConfig>),
+    #[error(transparent)]
+    Start(#[from] StartError),
     #[error("the group is stopping")]
     Stopping,
 }
@@ -501,6 +501,9 @@ impl LeaderView for Group {
             return Err(RaftError::NotLeader {
                 leader: Some(leader.node),
             });
+        }
+        if self.stop.is_cancelled() {
+            return Err(self.why_stopped());
         }
         self.reads.verify(ctx).await
     }

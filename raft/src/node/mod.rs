@@ -24,7 +24,6 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use openraft::Config;
-use openraft::errors::Fatal;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
@@ -35,7 +34,6 @@ use crate::engine::{ReadMode, StateMachines, Timing};
 use crate::log::{LogFailed, LogMetrics, LogOpenError, LogOptions, SharedLog};
 use crate::tls::PeerTls;
 use crate::transport::{Haste, Limits, PeerError, PeerPool, TransportConfig, TransportMetrics};
-use crate::types::TypeConfig;
 use crate::{ClusterId, Context, Ended, GroupId, NodeId, RaftError};
 
 pub use group::Group;
@@ -44,7 +42,7 @@ use host::{Host, Inbox};
 use metrics::GroupMetrics;
 use settings::Settings;
 use state::StateAdapter;
-use substrate::{Raft, Substrate};
+use substrate::{Raft, StartError, Substrate};
 
 /// The log's own retained tail is this part of what its segments may take: the rest is what is
 /// still being written, and slack.
@@ -295,9 +293,9 @@ impl Substrate for NodeSubstrate {
         group: GroupId,
         config: Arc<Config>,
         state: StateAdapter,
-    ) -> BoxFuture<'_, Result<Raft, Fatal<TypeConfig>>> {
+    ) -> BoxFuture<'_, Result<Raft, StartError>> {
         let (network, log) = (self.pool.network(group), self.log.group(group));
-        Raft::new(node.0, config, network, log, state).boxed()
+        substrate::start(node, config, network, log, state).boxed()
     }
 
     fn haste(&self, group: GroupId) -> Option<Haste> {

@@ -91,6 +91,10 @@ impl StateAdapter {
         })
     }
 
+    pub(crate) fn last_applied(&self) -> Option<LogId> {
+        self.last_applied
+    }
+
     /// To be called once openraft runs on this adapter: see [`RunningMark::set`].
     pub(crate) fn running_mark(&self) -> RunningMark {
         RunningMark(self.shared.clone())

@@ -24,6 +24,7 @@ struct Mark {
 #[derive(Default)]
 struct Counts {
     total: u64,
+    last_applied: u64,
     /// `total` as of the last flush asked for.
     flushed: u64,
     marks: VecDeque<Mark>,
@@ -49,6 +50,7 @@ impl LogTail {
     pub(crate) fn applied(&self, index: u64, entries: u64, bytes: u64) {
         let mut counts = self.counts.lock();
         counts.total += bytes + entries * ENTRY_OVERHEAD;
+        counts.last_applied = index;
         let total = counts.total;
         if counts
             .marks
@@ -59,11 +61,12 @@ impl LogTail {
         }
     }
 
-    /// What to do, for a tail of `retain` bytes; `quiet`: flush whatever is not.
+    /// What to do, for a tail of `retain` bytes and a state that is `durable` so far; `quiet`: flush
+    /// whatever is not.
     pub(crate) fn upkeep(&self, retain: u64, quiet: bool, durable: u64) -> Upkeep {
         let mut counts = self.counts.lock();
         let unflushed = counts.total - counts.flushed;
-        let flush = unflushed >= (retain / 4).max(1) || (quiet && unflushed > 0);
+        let flush = unflushed >= (retain / 4).max(1) || (quiet && durable < counts.last_applied);
         if flush {
             counts.flushed = counts.total;
         }
@@ -105,7 +108,8 @@ mod tests {
         tail.applied(1, 1, 100);
         assert!(!tail.upkeep(RETAIN, false, 0).flush);
         assert!(tail.upkeep(RETAIN, true, 0).flush);
-        assert!(!tail.upkeep(RETAIN, true, 0).flush);
+        assert!(tail.upkeep(RETAIN, true, 0).flush, "until it is durable");
+        assert!(!tail.upkeep(RETAIN, true, 1).flush);
         tail.applied(2, 1, RETAIN);
         assert!(tail.upkeep(RETAIN, false, 0).flush);
     }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use openraft::Config;
-use openraft::errors::{Fatal, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
@@ -28,7 +28,7 @@ use crate::node::host::{Host, Inbox};
 use crate::node::proof::BootClock;
 use crate::node::settings::Settings;
 use crate::node::state::StateAdapter;
-use crate::node::substrate::{Raft, Substrate};
+use crate::node::substrate::{Raft, StartError, Substrate, start};
 use crate::testing::{MemoryMachine, MemoryMachines};
 use crate::transport::{Inbound, Refused};
 use crate::types::{Peer, Snapshot, SnapshotData, TypeConfig, Vote};
@@ -220,13 +220,13 @@ impl Substrate for TestSubstrate {
         group: GroupId,
         config: Arc<Config>,
         state: StateAdapter,
-    ) -> BoxFuture<'_, Result<Raft, Fatal<TypeConfig>>> {
+    ) -> BoxFuture<'_, Result<Raft, StartError>> {
         let network = Networks {
             wire: self.wire.clone(),
             from: self.node,
             group,
         };
-        Raft::new(node.0, config, network, self.logs.group(group), state).boxed()
+        start(node, config, network, self.logs.group(group), state).boxed()
     }
 
     fn haste(&self, _group: GroupId) -> Option<crate::transport::Haste> {
@@ -280,6 +280,11 @@ impl Cluster {
 
     /// Starts `node` on its disk, new or as it was left.
     pub(super) async fn start(&mut self, node: u64) {
+        self.try_start(node).await.unwrap();
+    }
+
+    /// As [`Cluster::start`]; why it did not start.
+    pub(super) async fn try_start(&mut self, node: u64) -> Result<(), String> {
         let node = NodeId(node);
         let disk = self.disks.entry(node).or_default().clone();
         let substrate = TestSubstrate {
@@ -296,10 +301,11 @@ impl Cluster {
             machines,
         )
         .await
-        .unwrap();
+        .map_err(|failed| failed.to_string())?;
         let inbox = Inbox(Arc::downgrade(&host));
         self.wire.inboxes.lock().insert(node, inbox);
         self.hosts.insert(node, host);
+        Ok(())
     }
 
     /// Stops `node`; its disk stays.
@@ -328,6 +334,11 @@ impl Cluster {
 
     pub(super) fn host(&self, node: u64) -> &Arc<Host> {
         &self.hosts[&NodeId(node)]
+    }
+
+    /// The node, unless it is stopped.
+    pub(super) fn running(&self, node: u64) -> Option<&Arc<Host>> {
+        self.hosts.get(&NodeId(node))
     }
 
     pub(super) fn group(&self, node: u64) -> Arc<Group> {

@@ -7,7 +7,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::cluster::{Cluster, GROUP, ctx};
-use crate::engine::{LeaderView, Leadership, Membership, Proposer, ReadMode, Role, Status};
+use crate::engine::{
+    LeaderView, Leadership, Membership, Proposer, ReadMode, Role, StateMachines, Status,
+};
 use crate::{Context, LeaderId, NodeId, RaftError};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -381,6 +383,21 @@ async fn nothing_acknowledged_is_lost_when_every_node_loses_power() {
         assert_eq!(cluster.machine(node).payloads().len(), 21);
     }
     cluster.stop_all().await;
+}
+
+/// A state that lost what the purged log held is not a shorter history but a refusal.
+#[tokio::test(start_paused = true)]
+async fn a_state_machine_that_fell_behind_its_purged_log_is_refused_at_start() {
+    let mut cluster = Cluster::of(1, ReadMode::ReadIndex).await;
+    let big = "x".repeat(16 << 10);
+    for _ in 0..300 {
+        cluster.propose(1, &big).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    cluster.stop(1).await;
+    cluster.disk(1).machines.destroy(GROUP).unwrap();
+    let refused = cluster.try_start(1).await.unwrap_err();
+    assert!(refused.contains("entries are missing"), "{refused}");
 }
 
 /// Apply never skips an entry: the group stops, and starts again from disk.

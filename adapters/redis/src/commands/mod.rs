@@ -1,5 +1,6 @@
 //! Every command: one file per family, and the table that finds them by name.
 
+mod bitmaps;
 mod collection_scan;
 mod command;
 mod connection;
@@ -32,6 +33,7 @@ pub use sweep::sweeps;
 /// The families' tables.
 #[rustfmt::skip] // One per line: families come one at a time.
 const FAMILIES: &[&[Spec]] = &[
+    bitmaps::SPECS,
     collection_scan::SPECS,
     command::SPECS,
     connection::SPECS,

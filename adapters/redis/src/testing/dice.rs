@@ -94,6 +94,23 @@ const TIMES: &[&[u8]] = &[
     b"9223372036854775",
     b"-9223372036854775808",
 ];
+const FIELDS: &[&[u8]] = &[
+    b"u8", b"i8", b"u2", b"i5", b"i64", b"u63", b"u64", b"i0", b"u1", b"x", b"i65", b"u16",
+];
+const OFFSETS: &[&[u8]] = &[
+    b"0",
+    b"1",
+    b"3",
+    b"7",
+    b"8",
+    b"17",
+    b"#0",
+    b"#1",
+    b"#2",
+    b"-1",
+    b"x",
+    b"4294967296",
+];
 const UNIX_TIMES: &[&[u8]] = &[b"4102444800", b"5000000000", b"1", b"0", b"-5", b"x"];
 const PATTERNS: &[&[u8]] = &[
     b"*", b"a*", b"?", b"[a-c]", b"[^a]", b"*\0*", b"\\a", b"user:*", b"x*",
@@ -137,6 +154,8 @@ impl Dice {
                 "{s}" => SMALL,
                 "{f}" => FLOATS,
                 "{t}" => TIMES,
+                "{field}" => FIELDS,
+                "{offset}" => OFFSETS,
                 "{at}" => UNIX_TIMES,
                 "{p}" => PATTERNS,
                 "{score}" => SCORES,

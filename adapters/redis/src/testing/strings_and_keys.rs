@@ -71,6 +71,49 @@ fn strings_answer_as_redis_does() {
 }
 
 #[test]
+fn bitmaps_answer_as_redis_does() {
+    same_as_redis(
+        "bitmaps",
+        &[
+            "SET {k} {v}",
+            "GET {k}",
+            "DEL {k}",
+            "SETBIT {k} {offset} 1",
+            "SETBIT {k} {s} {s}",
+            "GETBIT {k} {offset}",
+            "BITCOUNT {k}",
+            "BITCOUNT {k} {s} {s}",
+            "BITCOUNT {k} {s} {s} BIT",
+            "BITCOUNT {k} {s} {s} BYTE",
+            "BITCOUNT {k} {s}",
+            "BITPOS {k} 0",
+            "BITPOS {k} 1 {s}",
+            "BITPOS {k} 0 {s} {s}",
+            "BITPOS {k} 1 {s} {s} BIT",
+            "BITPOS {k} 0 {s} -1 BIT",
+            "BITPOS {k} {s}",
+            "BITOP AND {k} {k} {k}",
+            "BITOP OR {k} {k} {k} {k}",
+            "BITOP XOR {k} {k} {k}",
+            "BITOP NOT {k} {k}",
+            "BITOP NOT {k} {k} {k}",
+            "BITFIELD {k} GET {field} {offset}",
+            "BITFIELD {k} SET {field} {offset} {i} GET {field} {offset}",
+            "BITFIELD {k} INCRBY {field} {offset} {i} INCRBY {field} {offset} {s}",
+            "BITFIELD {k} OVERFLOW SAT INCRBY {field} {offset} {i} SET {field} {offset} {s}",
+            "BITFIELD {k} OVERFLOW FAIL INCRBY {field} {offset} {i} SET {field} {offset} {i}",
+            "BITFIELD {k} OVERFLOW NOPE",
+            "BITFIELD {k} NOPE",
+            "BITFIELD_RO {k} GET {field} {offset}",
+            "BITFIELD_RO {k} SET u8 0 1",
+            "EXPIRE {k} 100000",
+            "TTL {k}",
+        ],
+        1500,
+    );
+}
+
+#[test]
 fn keys_answer_as_redis_does() {
     same_as_redis(
         "keys",

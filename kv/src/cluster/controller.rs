@@ -77,8 +77,13 @@ impl Controller {
             .collect();
         let seen = self.look(ctx, &catalog).await;
         let mut steps = plan(&catalog, &seen, &live);
-        let only_balance = matches!(steps.as_slice(), [Step::Transfer { group, .. }]
-            if seen.get(group).is_some_and(|view| is_up(&catalog, view.leader)));
+        let for_balance = |step: &Step| match step {
+            Step::Transfer { group, .. } => seen
+                .get(group)
+                .is_some_and(|view| is_up(&catalog, view.leader)),
+            _ => false,
+        };
+        let only_balance = !steps.is_empty() && steps.iter().all(for_balance);
         if steps.is_empty() || only_balance {
             self.quiet = self.quiet.saturating_add(1);
         } else {

@@ -16,6 +16,8 @@ use crate::catalog::{Catalog, MemberState};
 /// Voters of the meta group: five survive two losses once there are five nodes.
 const META_VOTERS: usize = 3;
 const META_VOTERS_OF_MANY: usize = 5;
+/// Leaderships that move for balance at one time.
+const MOVES_AT_ONCE: usize = 4;
 
 /// A group as the controller sees it.
 #[derive(Clone, Debug)]
@@ -214,28 +216,40 @@ fn successors<'a>(
         })
 }
 
-/// One leadership from who has most to who has least, if that evens it out. The meta group stays
-/// where it is: the controller lives there.
+/// Leaderships from who has most to who has least, while that evens them out, a few at a time. The
+/// meta group stays where it is: the controller lives there.
 fn balance(
     catalog: &Catalog,
     seen: &BTreeMap<GroupId, Seen>,
     live: &BTreeSet<NodeId>,
-) -> Option<Step> {
+) -> Vec<Step> {
     // With a node away its leaderships are elsewhere for good reason.
     if !catalog.present().all(|(node, _)| live.contains(&node)) {
-        return None;
+        return Vec::new();
     }
-    let leads = leaders_per_node(seen);
-    let count = |node: NodeId| leads.get(&node).copied().unwrap_or(0);
-    seen.iter()
-        .filter(|&(&group, _)| group != GroupId::META)
-        .filter_map(|(&group, view)| {
-            let to = successors(catalog, view, live).min_by_key(|&node| (count(node), node))?;
-            let gain = count(view.leader).checked_sub(count(to))?;
-            (gain >= 2).then_some((gain, group, to))
-        })
-        .max_by_key(|&(gain, group, _)| (gain, std::cmp::Reverse(group)))
-        .map(|(_, group, to)| Step::Transfer { group, to })
+    let mut leads = leaders_per_node(seen);
+    let mut moved = BTreeSet::new();
+    let mut steps = Vec::new();
+    while steps.len() < MOVES_AT_ONCE {
+        let count = |node: NodeId| leads.get(&node).copied().unwrap_or(0);
+        let best = seen
+            .iter()
+            .filter(|&(group, _)| *group != GroupId::META && !moved.contains(group))
+            .filter_map(|(&group, view)| {
+                let to = successors(catalog, view, live).min_by_key(|&node| (count(node), node))?;
+                let gain = count(view.leader).checked_sub(count(to))?;
+                (gain >= 2).then_some((gain, group, view.leader, to))
+            })
+            .max_by_key(|&(gain, group, _, _)| (gain, std::cmp::Reverse(group)));
+        let Some((_, group, from, to)) = best else {
+            break;
+        };
+        moved.insert(group);
+        *leads.entry(from).or_default() -= 1;
+        *leads.entry(to).or_default() += 1;
+        steps.push(Step::Transfer { group, to });
+    }
+    steps
 }
 
 #[cfg(test)]

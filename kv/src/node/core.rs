@@ -153,8 +153,14 @@ impl Core {
         if draining {
             reasons.push("draining".to_owned());
         }
-        if self.catalog.current().is_none() {
-            reasons.push("no catalog yet".to_owned());
+        match self.catalog.current() {
+            None => reasons.push("no catalog yet".to_owned()),
+            Some(catalog) => {
+                let member = catalog.members().get(&self.node);
+                if member.is_none_or(|member| member.state == MemberState::Removed) {
+                    reasons.push("removed from the cluster".to_owned());
+                }
+            }
         }
         {
             let mut replaying = self.replaying.lock();

@@ -192,7 +192,7 @@ fn find(bytes: &[u8], bits: Range<usize>, on: bool) -> Option<usize> {
     let without = if on { 0x00 } else { 0xFF };
     let mut at = bits.start;
     while at < bits.end {
-        if at % 8 == 0 && bytes[at / 8] == without {
+        if at.is_multiple_of(8) && bytes[at / 8] == without {
             at += 8;
         } else if bit(bytes, at) == on {
             return Some(at);

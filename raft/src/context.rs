@@ -7,6 +7,7 @@
 //! 4. [`Context::detach`] is the only way to outlive a caller, and takes a deadline of its own.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -55,6 +56,7 @@ pub struct Context {
     source: DeadlineSource,
     cancelled: CancellationToken,
     trace: TraceIds,
+    caller: u64,
 }
 
 /// Cancels its context when dropped: a connection holds one, so that a client that leaves ends
@@ -79,6 +81,7 @@ impl Context {
             source: DeadlineSource::Caller,
             cancelled: CancellationToken::new(),
             trace: TraceIds::default(),
+            caller: 0,
         }
     }
 
@@ -110,6 +113,7 @@ impl Context {
             },
             cancelled: self.cancelled.child_token(),
             trace: self.trace,
+            caller: self.caller,
         }
     }
 
@@ -127,6 +131,7 @@ impl Context {
             },
             cancelled: self.cancelled.clone(),
             trace: self.trace,
+            caller: self.caller,
         }
     }
 
@@ -137,6 +142,7 @@ impl Context {
     pub fn detach(&self, timeout: Duration) -> Self {
         Self {
             trace: self.trace,
+            caller: self.caller,
             ..Self::with_timeout(timeout)
         }
     }
@@ -159,6 +165,21 @@ impl Context {
     pub fn traced(mut self, trace: TraceIds) -> Self {
         self.trace = trace;
         self
+    }
+
+    /// The same context as that of a caller of its own: what one connection begins, under this
+    /// context and its children, is in one order, and in none with what others begin.
+    #[must_use]
+    pub fn as_caller(mut self) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        self.caller = NEXT.fetch_add(1, Ordering::Relaxed);
+        self
+    }
+
+    /// Who began this work; 0 where nobody said so ([`Context::as_caller`]).
+    #[must_use]
+    pub fn caller(&self) -> u64 {
+        self.caller
     }
 
     #[must_use]
@@ -271,6 +292,15 @@ mod tests {
         assert_eq!(near.source(), DeadlineSource::Fallback);
         drop(first.guard());
         assert_eq!(far.ended(), Some(Ended::Cancelled));
+    }
+
+    #[tokio::test]
+    async fn a_caller_is_passed_on_to_children_and_no_two_are_the_same() {
+        let caller = Context::fallback().as_caller();
+        let child = caller.child(Duration::from_secs(1));
+        assert_eq!(child.caller(), caller.caller());
+        assert_ne!(Context::fallback().as_caller().caller(), caller.caller());
+        assert_eq!(Context::fallback().caller(), 0);
     }
 
     #[tokio::test]

@@ -299,7 +299,7 @@ impl RedisServer {
         metrics::count(&shared.metrics.opened);
         metrics::count(&shared.metrics.connections);
         let open = Open(shared.clone(), client.clone());
-        let root = self.root.child(Duration::MAX);
+        let root = self.root.child(Duration::MAX).as_caller();
         let session = Session::new(shared.clone(), client, root);
         let tls = self.tls.clone();
         self.connections.spawn(async move {

@@ -2,9 +2,10 @@
 //!
 //! # Invariants
 //! 1. A request is sent again only if it was *not applied*, or has a request id.
-//! 2. It is sent again only if nothing was submitted after it that it must not change places with:
-//!    a write with anything on its keys, a read with a write on its keys. So operations on one key
-//!    are evaluated in the order of their submission or not at all, through any change of leader.
+//! 2. It is sent again only if its caller has submitted nothing after it that it must not change
+//!    places with: a write with anything on its keys, a read with a write on its keys. So a caller's
+//!    operations on one key are evaluated in the order of their submission or not at all, through
+//!    any change of leader. Who the caller is, its context says ([`Context::caller`]).
 
 use std::sync::Arc;
 
@@ -71,10 +72,11 @@ impl Flight {
         debug_assert!(error.outcome() == Outcome::NotApplied || request.once.is_some());
         // Invariant 2. Newcomers are held first, so that none slips past the look at the order.
         let held = self.lane.hold();
+        let caller = request.ctx.caller();
         if !self
             .lane
             .order
-            .may_change(&*request.operation, request.place)
+            .may_change(caller, &*request.operation, request.place)
         {
             return None;
         }
@@ -88,7 +90,10 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.lane.order.leave(&*self.request.operation);
+        let request = &self.request;
+        self.lane
+            .order
+            .leave(request.ctx.caller(), &*request.operation);
     }
 }
 

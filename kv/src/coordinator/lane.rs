@@ -186,27 +186,41 @@ impl Lane {
         once: Option<Once>,
         permit: Permit,
     ) -> PendingReply {
-        let read = operation.access() == Access::Read;
+        let caller = ctx.caller();
+        let after_mine =
+            operation.access() == Access::Write || self.order.writes_under_way(caller, &*operation);
+        let place = self.order.place();
+        // A read with no write of its caller under way has nobody to change places with yet: it is
+        // entered only if it is not answered at once.
+        if after_mine {
+            self.order.enter(caller, &*operation, place);
+        }
         let request = Request {
             ctx: ctx.clone(),
-            after_mine: !read || self.order.writes_under_way(&*operation),
-            place: self.order.enter(&*operation),
             operation,
             once,
+            place,
+            after_mine,
             forwarded: false,
         };
-        // Made before anything can fail: it leaves the order when it is dropped.
-        let flight = Flight {
+        let reply = self.send(&request);
+        let settled = reply.is_ready() && !reply.refused();
+        if settled {
+            if after_mine {
+                self.order.leave(caller, &*request.operation);
+            }
+            return reply;
+        }
+        if !after_mine {
+            self.order.enter(caller, &*request.operation, place);
+        }
+        // Leaves the order when it is dropped.
+        reply.in_flight(Flight {
             lane: Arc::clone(self),
             request,
             attempts: 0,
             _permit: permit,
-        };
-        let reply = self.send(&flight.request);
-        if reply.is_ready() && !reply.refused() {
-            return reply;
-        }
-        reply.in_flight(flight)
+        })
     }
 
     /// Submits what another node forwarded: evaluated here or refused with a hint.

@@ -1,116 +1,183 @@
-//! The order in which a lane's operations were submitted, by key, in a fixed amount of memory.
+//! The order in which each caller submitted operations on each key, as long as any of them is under
+//! way.
 //!
-//! Keys are hashed to buckets; two keys in one bucket count as one. That errs to the safe side: a
-//! request is refused instead of sent again, or a read waits for the executor's queue.
+//! What a key's entry holds is forgotten when nothing on it is under way any more: then there is
+//! nothing left that could change places. Keys are told apart by hash; two that collide count as
+//! one, which errs to the safe side.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
 
 use crate::{Access, Operation, Route};
 
-const BUCKETS: usize = 256;
+/// Locks that share the keys.
+const STRIPES: usize = 16;
 
 /// Who was submitted last, and which writes are under way.
 #[derive(Debug)]
 pub(crate) struct SubmissionOrder {
     next: AtomicU64,
-    buckets: Box<[Bucket]>,
-    /// Operations on the whole shard.
-    whole: Bucket,
+    stripes: [Mutex<Keys>; STRIPES],
+    /// Operations on the whole shard, of all callers.
+    whole: Whole,
+}
+
+type Keys = HashMap<u64, UnderWay, BuildHasherDefault<AsIs>>;
+
+/// What one caller has under way on one key.
+#[derive(Debug, Default)]
+struct UnderWay {
+    operations: u32,
+    writes: u32,
+    last: u64,
+    last_write: u64,
 }
 
 #[derive(Debug, Default)]
-struct Bucket {
+struct Whole {
     last: AtomicU64,
     last_write: AtomicU64,
-    open_writes: AtomicU32,
+    writes: AtomicU32,
 }
 
-impl Bucket {
-    fn enter(&self, place: u64, access: Access) {
-        self.last.fetch_max(place, Ordering::SeqCst);
-        if access == Access::Write {
-            self.last_write.fetch_max(place, Ordering::SeqCst);
-            self.open_writes.fetch_add(1, Ordering::SeqCst);
+/// The keys of the table are hashes already.
+#[derive(Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
         }
     }
 
-    fn leave(&self, access: Access) {
-        if access == Access::Write {
-            self.open_writes.fetch_sub(1, Ordering::SeqCst);
-        }
+    fn write_u64(&mut self, hash: u64) {
+        // Spreads both halves over all bits (Fibonacci hashing).
+        self.0 = hash.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
+}
 
-    fn may_change(&self, place: u64, access: Access) -> bool {
-        let later = match access {
-            Access::Read => &self.last_write,
-            Access::Write => &self.last,
-        };
-        later.load(Ordering::SeqCst) <= place
-    }
+fn hash(caller: u64, key: &[u8]) -> u64 {
+    u64::from(crc32c::crc32c(key)) << 32 ^ caller
 }
 
 impl Default for SubmissionOrder {
     fn default() -> Self {
         Self {
             next: AtomicU64::new(1),
-            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
-            whole: Bucket::default(),
+            stripes: Default::default(),
+            whole: Whole::default(),
         }
     }
 }
 
 impl SubmissionOrder {
-    fn bucket(&self, key: &[u8]) -> &Bucket {
-        &self.buckets[crc32c::crc32c(key) as usize % BUCKETS]
+    fn stripe(&self, hash: u64) -> &Mutex<Keys> {
+        &self.stripes[(hash >> 32) as usize % STRIPES]
     }
 
-    /// Takes the next place for `operation`. Every call is followed by one [`Self::leave`].
-    pub(crate) fn enter(&self, operation: &dyn Operation) -> u64 {
-        let place = self.next.fetch_add(1, Ordering::SeqCst);
-        let access = operation.access();
+    /// The next place in the order.
+    pub(crate) fn place(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// `operation` of `caller` is under way from now on, at `place`; followed by one
+    /// [`Self::leave`].
+    pub(crate) fn enter(&self, caller: u64, operation: &dyn Operation, place: u64) {
+        let write = operation.access() == Access::Write;
         match operation.route() {
             Route::Keys(keys) => {
                 for key in keys {
-                    self.bucket(key).enter(place, access);
+                    let hash = hash(caller, key);
+                    let mut under_way = self.stripe(hash).lock();
+                    let key = under_way.entry(hash).or_default();
+                    key.operations += 1;
+                    key.last = key.last.max(place);
+                    if write {
+                        key.writes += 1;
+                        key.last_write = key.last_write.max(place);
+                    }
                 }
             }
-            Route::EveryShard => self.whole.enter(place, access),
+            Route::EveryShard => {
+                self.whole.last.fetch_max(place, Ordering::SeqCst);
+                if write {
+                    self.whole.last_write.fetch_max(place, Ordering::SeqCst);
+                    self.whole.writes.fetch_add(1, Ordering::SeqCst);
+                }
+            }
         }
-        place
     }
 
     /// `operation` is no longer under way.
-    pub(crate) fn leave(&self, operation: &dyn Operation) {
-        let access = operation.access();
+    pub(crate) fn leave(&self, caller: u64, operation: &dyn Operation) {
+        let write = operation.access() == Access::Write;
         match operation.route() {
             Route::Keys(keys) => {
                 for key in keys {
-                    self.bucket(key).leave(access);
+                    let hash = hash(caller, key);
+                    let mut under_way = self.stripe(hash).lock();
+                    if let Entry::Occupied(mut key) = under_way.entry(hash) {
+                        key.get_mut().operations -= 1;
+                        key.get_mut().writes -= u32::from(write);
+                        if key.get().operations == 0 {
+                            key.remove();
+                        }
+                    }
                 }
             }
-            Route::EveryShard => self.whole.leave(access),
+            Route::EveryShard => {
+                self.whole
+                    .writes
+                    .fetch_sub(u32::from(write), Ordering::SeqCst);
+            }
         }
     }
 
-    /// Whether `operation`, which entered at `place`, may be evaluated after all that entered since.
-    pub(crate) fn may_change(&self, operation: &dyn Operation, place: u64) -> bool {
-        let access = operation.access();
+    /// Whether `operation`, under way since `place`, may be evaluated after all that its caller
+    /// submitted since.
+    pub(crate) fn may_change(&self, caller: u64, operation: &dyn Operation, place: u64) -> bool {
+        let write = operation.access() == Access::Write;
         match operation.route() {
             Route::Keys(keys) => {
-                self.whole.may_change(place, access)
-                    && keys
-                        .iter()
-                        .all(|key| self.bucket(key).may_change(place, access))
+                let whole = if write {
+                    &self.whole.last
+                } else {
+                    &self.whole.last_write
+                };
+                whole.load(Ordering::SeqCst) <= place
+                    && keys.iter().all(|key| {
+                        let hash = hash(caller, key);
+                        let under_way = self.stripe(hash).lock();
+                        under_way.get(&hash).is_none_or(|key| {
+                            let later = if write { key.last } else { key.last_write };
+                            later <= place
+                        })
+                    })
             }
             Route::EveryShard => self.next.load(Ordering::SeqCst) == place + 1,
         }
     }
 
-    /// Whether a write that `operation` must see may be under way.
-    pub(crate) fn writes_under_way(&self, operation: &dyn Operation) -> bool {
-        let open = |bucket: &Bucket| bucket.open_writes.load(Ordering::SeqCst) > 0;
+    /// Whether a write of `caller` that `operation` must see may be under way.
+    pub(crate) fn writes_under_way(&self, caller: u64, operation: &dyn Operation) -> bool {
         match operation.route() {
-            Route::Keys(keys) => open(&self.whole) || keys.iter().any(|key| open(self.bucket(key))),
+            Route::Keys(keys) => {
+                self.whole.writes.load(Ordering::SeqCst) > 0
+                    || keys.iter().any(|key| {
+                        let hash = hash(caller, key);
+                        let under_way = self.stripe(hash).lock();
+                        under_way.get(&hash).is_some_and(|key| key.writes > 0)
+                    })
+            }
             Route::EveryShard => true,
         }
     }

@@ -102,9 +102,10 @@ async fn call(
     mut random: StdRng,
 ) -> Vec<(usize, String, Reply)> {
     let mut told = Vec::new();
+    let connection = Context::with_timeout(Duration::from_secs(3600)).as_caller();
     for round in 0..60 {
         let deadline = random.random_range(5..400);
-        let ctx = within(deadline);
+        let ctx = connection.child(Duration::from_millis(deadline));
         let began = Instant::now();
         let mut pipeline = Vec::new();
         for at in 0..random.random_range(1..6) {

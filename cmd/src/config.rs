@@ -78,10 +78,6 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "LEADLINE_SHARDS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     shards: Option<u16>,
 
-    /// Voting copies of each shard, odd, 1 to 7 [default: 3].
-    #[arg(long, env = "LEADLINE_REPLICAS", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=7))]
-    replicas: Option<u8>,
-
     /// Storage engine of a new data directory.
     #[arg(long, env = "LEADLINE_ENGINE", value_name = "ENGINE")]
     engine: Option<EngineName>,
@@ -194,7 +190,6 @@ pub(crate) struct Settings {
     pub(crate) admin: SocketAddr,
     pub(crate) grpc: SocketAddr,
     pub(crate) shards: u16,
-    pub(crate) replicas: u8,
     /// `None`: whatever the data directory has, fjall for a new one.
     pub(crate) engine: Option<EngineName>,
     pub(crate) read_mode: ReadMode,
@@ -244,7 +239,7 @@ impl ServeArgs {
         if let Some(path) = &args.config {
             let file = read_file(path)?;
             fill!(args, file: data_dir join node_id advertise bind redis redis_tls admin grpc shards
-                replicas engine read_mode requirepass fallback_deadline max_clients cache_bytes
+                engine read_mode requirepass fallback_deadline max_clients cache_bytes
                 memory_budget peer_ca peer_cert peer_key tls_cert tls_key stop_timeout log log_format);
         }
         args.complete()
@@ -253,16 +248,10 @@ impl ServeArgs {
     fn complete(self) -> Result<Settings, ConfigError> {
         let bind = self.bind.unwrap_or(IpAddr::from([127, 0, 0, 1]));
         let shards = self.shards.unwrap_or(DEFAULT_SHARDS);
-        let replicas = self.replicas.unwrap_or(3);
         // A file is not checked by the flags' own ranges.
         if !(1..=1024).contains(&shards) {
             return Err(conflict(format!(
                 "shards is {shards}: it must be 1 to 1024"
-            )));
-        }
-        if replicas.is_multiple_of(2) || replicas > 7 {
-            return Err(conflict(format!(
-                "replicas is {replicas}: it must be 1, 3, 5 or 7"
             )));
         }
         if self.node_id == Some(0) {
@@ -318,7 +307,6 @@ impl ServeArgs {
             admin: address_of("admin", bind, self.admin.as_deref(), 9001)?,
             grpc: address_of("grpc", bind, self.grpc.as_deref(), 50051)?,
             shards,
-            replicas,
             engine: self.engine,
             read_mode: match self.read_mode.unwrap_or_default() {
                 ReadModeName::ReadIndex => ReadMode::ReadIndex,

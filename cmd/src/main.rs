@@ -1,8 +1,11 @@
 //! The `leadline` binary: runs a node, operates a cluster, measures one.
 
 mod bench;
+mod cluster;
 mod config;
 mod logging;
+mod serve;
+mod tls;
 mod units;
 
 use std::process::ExitCode;
@@ -32,6 +35,8 @@ struct Cli {
 enum Command {
     /// Runs one node.
     Serve(Box<config::ServeArgs>),
+    /// Looks at a running cluster and changes who belongs to it.
+    Cluster(cluster::ClusterArgs),
     /// Measures a server over its Redis port: throughput, latency percentiles, CPU per operation.
     Bench(bench::BenchArgs),
     /// Prints a completion script for a shell.

@@ -1,0 +1,266 @@
+//! `leadline cluster`: looks at a running cluster and changes who belongs to it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
+use leadline_kv::cluster::ClusterClient;
+use leadline_kv::node::{ClusterOverview, GroupOverview};
+use leadline_raft::tls::PeerTls;
+use leadline_raft::{Context, GroupId, NodeId};
+
+use crate::config::PeerTlsFiles;
+use crate::units::Span;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+        leadline cluster status\n  \
+        leadline cluster status --node 10.0.0.2:50051 --json\n  \
+        leadline cluster add            how a machine joins\n  \
+        leadline cluster drain 2        moves every leadership off node 2 before work on it\n  \
+        leadline cluster transfer-leader --shard 3 --to 1\n  \
+        leadline cluster remove 3       for a node that will not come back")]
+pub(crate) struct ClusterArgs {
+    /// gRPC address of any node of the cluster.
+    #[arg(long, global = true, env = "LEADLINE_NODE", value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
+    node: String,
+
+    /// How long the command may take.
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s")]
+    timeout: Span,
+
+    /// Certificate authority of the cluster's nodes (PEM).
+    #[arg(long, global = true, env = "LEADLINE_PEER_CA", value_name = "FILE")]
+    peer_ca: Option<PathBuf>,
+
+    /// A certificate of that authority (PEM).
+    #[arg(long, global = true, env = "LEADLINE_PEER_CERT", value_name = "FILE")]
+    peer_cert: Option<PathBuf>,
+
+    /// The key of --peer-cert (PEM).
+    #[arg(long, global = true, env = "LEADLINE_PEER_KEY", value_name = "FILE")]
+    peer_key: Option<PathBuf>,
+
+    #[command(subcommand)]
+    command: ClusterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Who is a member, who leads what, and how many nodes may be lost.
+    Status {
+        /// Prints the whole overview as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says how a machine is added: it joins by itself.
+    Add,
+    /// Removes a node for good. Its id is never used again.
+    Remove {
+        /// The node's id.
+        id: u64,
+    },
+    /// Hands the leadership of one shard, or of all that a node leads, to another node.
+    TransferLeader {
+        /// The shard (0 is the meta group).
+        #[arg(long, conflicts_with = "from", required_unless_present = "from")]
+        shard: Option<u64>,
+        /// The node that shall lead it [default: the one that is furthest].
+        #[arg(long, requires = "shard")]
+        to: Option<u64>,
+        /// Hands over everything that this node leads.
+        #[arg(long)]
+        from: Option<u64>,
+    },
+    /// Moves every leadership off a node and keeps them away, before work on it.
+    Drain {
+        /// The node's id.
+        id: u64,
+        /// Ends the drain: the node may lead again.
+        #[arg(long)]
+        undo: bool,
+    },
+}
+
+/// Runs one `leadline cluster` command.
+///
+/// # Errors
+/// One line that says what was not done and why.
+pub(crate) fn run(args: ClusterArgs) -> Result<(), String> {
+    if let ClusterCommand::Add = args.command {
+        println!(
+            "A machine joins by itself. On it, with an empty data directory, run:\n\n    \
+             leadline serve --join {} --bind 0.0.0.0 --advertise ITS-ADDRESS\n\n\
+             It gets copies of every shard and a vote as soon as it has caught up; \
+             `leadline cluster status` shows how far it is.",
+            args.node
+        );
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start a runtime: {error}"))?;
+    runtime.block_on(async move {
+        let ctx = Context::with_timeout(args.timeout.0);
+        let tls = peer_tls(&args)?;
+        let mut client = ClusterClient::connect(&ctx, &args.node, tls.as_ref())
+            .await
+            .map_err(|error| error.to_string())?;
+        run_on(&mut client, &ctx, args.command).await
+    })
+}
+
+fn peer_tls(args: &ClusterArgs) -> Result<Option<PeerTls>, String> {
+    match (&args.peer_ca, &args.peer_cert, &args.peer_key) {
+        (Some(ca), Some(cert), Some(key)) => {
+            let files = PeerTlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
+            files.read().map(Some)
+        }
+        (None, None, None) => Ok(None),
+        _ => Err("--peer-ca, --peer-cert and --peer-key go together: give all three or none".into()),
+    }
+}
+
+async fn run_on(
+    client: &mut ClusterClient,
+    ctx: &Context,
+    command: ClusterCommand,
+) -> Result<(), String> {
+    match command {
+        // Answered without a node.
+        ClusterCommand::Add => Ok(()),
+        ClusterCommand::Status { json } => {
+            // A part of the time is left for the answer: who does not answer is named in it.
+            let asked = ctx.child(ctx.remaining().mul_f64(0.8).min(Duration::from_secs(3)));
+            let overview = client.overview(&asked).await.map_err(|error| error.to_string())?;
+            if json {
+                let text = serde_json::to_string_pretty(&overview).map_err(|e| e.to_string())?;
+                println!("{text}");
+            } else {
+                print_status(&overview);
+            }
+            Ok(())
+        }
+        ClusterCommand::Remove { id } => {
+            let left = client.remove(ctx, NodeId(id)).await.map_err(|error| error.to_string())?;
+            if left.is_empty() {
+                println!("Node {id} is removed.");
+            } else {
+                println!(
+                    "Node {id} is removed from the catalog; the cluster is still taking it out of {}.",
+                    groups(&left)
+                );
+            }
+            Ok(())
+        }
+        ClusterCommand::TransferLeader { shard: Some(shard), to, .. } => {
+            client
+                .transfer_leader(ctx, GroupId(shard), to.map(NodeId))
+                .await
+                .map_err(|error| error.to_string())?;
+            println!("Group {shard} has another leader.");
+            Ok(())
+        }
+        ClusterCommand::TransferLeader { from, .. } => {
+            let from = from.ok_or("give --shard or --from")?;
+            let moved =
+                client.transfer_all(ctx, NodeId(from)).await.map_err(|error| error.to_string())?;
+            println!("{moved} groups moved off node {from}.");
+            Ok(())
+        }
+        ClusterCommand::Drain { id, undo: true } => {
+            client.undrain(ctx, NodeId(id)).await.map_err(|error| error.to_string())?;
+            println!("Node {id} may lead again.");
+            Ok(())
+        }
+        ClusterCommand::Drain { id, undo: false } => {
+            let left = client.drain(ctx, NodeId(id)).await.map_err(|error| error.to_string())?;
+            if left.is_empty() {
+                println!("Node {id} leads nothing and will not until `drain {id} --undo`.");
+                Ok(())
+            } else {
+                Err(format!("node {id} still leads {}: ask again, or look at status", groups(&left)))
+            }
+        }
+    }
+}
+
+fn groups(groups: &[GroupId]) -> String {
+    let names: Vec<String> = groups.iter().map(|group| format!("group {group}")).collect();
+    names.join(", ")
+}
+
+fn print_status(overview: &ClusterOverview) {
+    let verdict = if overview.has_quorum {
+        format!("every shard has a leader; {} more nodes may be lost", overview.may_lose)
+    } else {
+        "NOT every shard has a leader with a quorum".to_owned()
+    };
+    println!("cluster {}: {verdict}\n", overview.cluster);
+
+    let mut nodes = Table::new();
+    nodes.load_preset(presets::NOTHING).set_header([
+        "node", "state", "ready", "leads", "lag", "up s", "version", "grpc", "redis", "admin",
+    ]);
+    for member in &overview.members {
+        let ready = match &member.readiness {
+            None => "no answer".to_owned(),
+            Some(readiness) if readiness.ready => "yes".to_owned(),
+            Some(readiness) => format!("no: {}", readiness.reasons.join("; ")),
+        };
+        let known = |value: Option<String>| value.unwrap_or_else(|| "?".into());
+        nodes.add_row([
+            member.node.to_string(),
+            format!("{:?}", member.state).to_lowercase(),
+            ready,
+            member.leads.to_string(),
+            known(member.readiness.as_ref().map(|readiness| readiness.lag.to_string())),
+            known(member.uptime_seconds.map(|seconds| seconds.to_string())),
+            known(member.version.clone()),
+            member.addresses.grpc.clone(),
+            member.addresses.redis.clone(),
+            member.addresses.admin.clone(),
+        ]);
+    }
+    println!("{nodes}\n");
+
+    let mut shards = Table::new();
+    shards.load_preset(presets::NOTHING).set_header([
+        "group", "slots", "leader", "term", "commit", "replicas", "may lose",
+    ]);
+    for group in &overview.groups {
+        shards.add_row([
+            group.group.to_string(),
+            group.slots.map_or_else(|| "meta".into(), |(first, last)| format!("{first}-{last}")),
+            group.leader.map_or_else(|| "NONE".into(), |node| format!("node {node}")),
+            group.term.to_string(),
+            group.commit_index.to_string(),
+            replicas(group),
+            group.may_lose.to_string(),
+        ]);
+    }
+    for column in [3, 4, 6] {
+        if let Some(column) = shards.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{shards}");
+    for sentence in &overview.unknown {
+        println!("not known: {sentence}");
+    }
+}
+
+fn replicas(group: &GroupOverview) -> String {
+    let names: Vec<String> = group
+        .replicas
+        .iter()
+        .map(|replica| match (&replica.status, replica.lag) {
+            (None, _) => format!("{}:?", replica.node),
+            (Some(_), Some(lag)) if lag > 0 => format!("{}(-{lag})", replica.node),
+            (Some(_), _) => replica.node.to_string(),
+        })
+        .collect();
+    names.join(" ")
+}

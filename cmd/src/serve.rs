@@ -1,0 +1,275 @@
+//! `leadline serve`: builds a node from the bottom up, and stops it in reverse.
+
+mod view;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use leadline_admin::Admin;
+use leadline_healthz::{Probes, metrics_router};
+use leadline_http::{HttpMetrics, ListenerOptions, NodeView, watched};
+use leadline_kv::Door;
+use leadline_kv::catalog::Addresses;
+use leadline_kv::node::{Bootstrap, Node, NodeConfig};
+use leadline_raft::Context;
+use leadline_raft::engine::{ReadMode, Timing};
+use leadline_redis::{RedisCodec, RedisConfig, RedisServer};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::view::View;
+use crate::config::{EngineName, Settings};
+use crate::logging;
+use crate::tls;
+
+/// How long a node may take to open: to replay its log, or to find a seed that answers.
+const OPEN: Duration = Duration::from_secs(300);
+
+/// Runs a node until it is told to stop or fails.
+///
+/// # Errors
+/// One line that says what to do; the process then exits with a code other than 0.
+pub(crate) fn run(settings: Settings) -> Result<(), String> {
+    logging::start(&settings.log, settings.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("leadline")
+        .build()
+        .map_err(|error| format!("cannot start a runtime: {error}"))?;
+    runtime.block_on(serve(settings))
+}
+
+/// Listeners are bound before anything is opened: a port in use costs nothing.
+struct Listeners {
+    redis: TcpListener,
+    redis_tls: Option<TcpListener>,
+    admin: TcpListener,
+    grpc: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(settings: &Settings) -> Result<Self, String> {
+        let redis_tls = match &settings.redis_tls {
+            Some(tls) => Some(bind("redis-tls", tls.address).await?),
+            None => None,
+        };
+        Ok(Self {
+            redis: bind("redis", settings.redis).await?,
+            redis_tls,
+            admin: bind("admin", settings.admin).await?,
+            grpc: bind("grpc", settings.grpc).await?,
+        })
+    }
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("{address} is in use: stop what listens there, or choose another with --{flag}")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("{address} may not be listened on: choose a port above 1023 with --{flag}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{address} is not an address of this machine: choose another with --{flag}")
+        }
+        _ => format!("cannot listen on {address} (--{flag}): {error}"),
+    })
+}
+
+/// The port in use, also where any free one was asked for.
+fn port(listener: &TcpListener) -> Result<u16, String> {
+    listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
+}
+
+fn advertised(settings: &Settings, listeners: &Listeners) -> Result<Addresses, String> {
+    let host = &settings.advertise;
+    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let at = |listener: &TcpListener| Ok::<_, String>(format!("{host}:{}", port(listener)?));
+    Ok(Addresses {
+        grpc: at(&listeners.grpc)?,
+        redis: at(&listeners.redis)?,
+        admin: at(&listeners.admin)?,
+    })
+}
+
+fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, String> {
+    let bootstrap = if settings.join.is_empty() {
+        Bootstrap::New { shards: settings.shards }
+    } else {
+        Bootstrap::Join { seeds: settings.join.clone() }
+    };
+    let engine = settings.engine.map(|engine| match engine {
+        EngineName::Fjall => "fjall".to_owned(),
+        EngineName::Sled => "sled".to_owned(),
+    });
+    Ok(NodeConfig {
+        data_dir: settings.data_dir.clone(),
+        engine,
+        cache_bytes: settings.cache_bytes,
+        memory_budget: usize::try_from(settings.memory_budget).unwrap_or(usize::MAX),
+        bootstrap,
+        advertise,
+        tls: settings.peer_tls.as_ref().map(|files| files.read()).transpose()?,
+        read_mode: settings.read_mode,
+        timing: Timing::default(),
+        codecs: vec![(Door::Redis, Arc::new(RedisCodec))],
+        sweeps: leadline_redis::sweeps(),
+    })
+}
+
+async fn serve(settings: Settings) -> Result<(), String> {
+    let mut signals = Signals::new()?;
+    let client_tls = settings.redis_tls.as_ref().map(tls::server_config).transpose()?;
+    let listeners = Listeners::bind(&settings).await?;
+    let addresses = advertised(&settings, &listeners)?;
+    let config = node_config(&settings, addresses.clone())?;
+    let mut registry = Registry::with_prefix("leadline");
+    let node = tokio::select! {
+        opened = async { Node::open(&Context::with_timeout(OPEN), config, &mut registry).await } => {
+            opened.map_err(|error| error.to_string())?
+        }
+        () = signals.stop() => return Ok(()),
+    };
+    let view = Arc::new(View::new(Arc::clone(&node), &settings));
+    let redis = Arc::new(RedisServer::new(
+        &RedisConfig {
+            max_clients: settings.max_clients as usize,
+            password: settings.requirepass.clone(),
+            fallback_deadline: settings.fallback_deadline,
+            port: port(&listeners.redis)?,
+            ..RedisConfig::default()
+        },
+        client_tls,
+        node.coordinator(),
+        Arc::clone(&view) as _,
+        &mut registry,
+    ));
+    let http_metrics = HttpMetrics::register(&mut registry);
+    let router = http_router(&view, registry, http_metrics, settings.fallback_deadline);
+
+    let tasks = TaskTracker::new();
+    let (http_stop, grpc_stop) = (CancellationToken::new(), CancellationToken::new());
+    let grpc = node.grpc_server().map_err(|error| error.to_string())?.add_routes(node.grpc_routes());
+    let incoming = tonic::transport::server::TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
+    let grpc_stopped = grpc_stop.clone();
+    let mut grpc_server = tasks.spawn(async move {
+        grpc.serve_with_incoming_shutdown(incoming, grpc_stopped.cancelled_owned()).await
+    });
+    let stop_timeout = settings.stop_timeout;
+    tasks.spawn(leadline_http::serve(
+        listeners.admin,
+        router,
+        ListenerOptions::default(),
+        http_stop.clone(),
+        move || Context::with_timeout(stop_timeout),
+    ));
+    let plain = Arc::clone(&redis);
+    tasks.spawn(async move { plain.serve(listeners.redis).await });
+    if let Some(listener) = listeners.redis_tls {
+        let encrypted = Arc::clone(&redis);
+        tasks.spawn(async move { encrypted.serve_tls(listener).await });
+    }
+    tracing::info!(
+        node = %node.id(),
+        cluster = %format_args!("{:x}", node.cluster().0),
+        redis = addresses.redis,
+        admin = format_args!("http://{}/", addresses.admin),
+        grpc = addresses.grpc,
+        data = %settings.data_dir.display(),
+        "serving"
+    );
+
+    let mut failed = node.failed();
+    let ended = tokio::select! {
+        () = signals.stop() => {
+            tracing::info!("stopping: handing over, draining, flushing");
+            Ok(())
+        }
+        why = disk_failure(&mut failed) => Err(format!("stopped to keep what is written: {why}")),
+        ended = &mut grpc_server => Err(match ended {
+            Ok(Ok(())) => "the gRPC port closed".to_owned(),
+            Ok(Err(error)) => format!("the gRPC port failed: {error}"),
+            Err(error) => format!("the gRPC port failed: {error}"),
+        }),
+    };
+
+    let ctx = Context::with_timeout(settings.stop_timeout);
+    tokio::select! {
+        () = async {
+            // A third of the time for each step, so that a stuck one leaves room for the flush.
+            let step = settings.stop_timeout / 3;
+            node.prepare_stop(&ctx.child(step)).await;
+            redis.stop(&ctx.child(step)).await;
+            http_stop.cancel();
+            node.shutdown(&ctx).await;
+            grpc_stop.cancel();
+            tasks.close();
+            if ctx.run(tasks.wait()).await.is_err() {
+                tracing::warn!("not every listener closed in time");
+            }
+        } => {}
+        () = signals.stop() => {
+            return Err("stopped at the second signal, without waiting for the rest".into());
+        }
+    }
+    ended
+}
+
+fn http_router(
+    view: &Arc<View>,
+    registry: Registry,
+    metrics: HttpMetrics,
+    fallback: Duration,
+) -> Router {
+    let node = Arc::clone(view) as Arc<dyn NodeView>;
+    let registry = Arc::new(registry);
+    Probes::new(Arc::clone(&node), fallback)
+        .router()
+        .merge(metrics_router(Arc::clone(&registry)))
+        .merge(Admin::new(node, registry, fallback).router())
+        .layer(axum::middleware::from_fn_with_state(metrics, watched))
+}
+
+async fn disk_failure(failed: &mut tokio::sync::watch::Receiver<Option<String>>) -> String {
+    match failed.wait_for(Option::is_some).await {
+        Ok(why) => why.clone().unwrap_or_default(),
+        // The sender goes with the node, which this process owns.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, String> {
+        let listen = |kind| signal(kind).map_err(|error| format!("cannot handle signals: {error}"));
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next of them.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Whether reads are proved by a lease, for people.
+pub(crate) fn read_mode_name(mode: ReadMode) -> &'static str {
+    match mode {
+        ReadMode::ReadIndex => "read-index",
+        ReadMode::Lease => "lease",
+    }
+}

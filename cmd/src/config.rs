@@ -461,15 +461,5 @@ mod tests {
                 .to_string()
                 .contains("--redis here")
         );
-        let args = ServeArgs {
-            replicas: Some(2),
-            ..ServeArgs::default()
-        };
-        assert!(
-            args.resolve()
-                .unwrap_err()
-                .to_string()
-                .contains("1, 3, 5 or 7")
-        );
     }
 }

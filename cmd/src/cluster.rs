@@ -23,7 +23,13 @@ use crate::units::Span;
         leadline cluster remove 3       for a node that will not come back")]
 pub(crate) struct ClusterArgs {
     /// gRPC address of any node of the cluster.
-    #[arg(long, global = true, env = "LEADLINE_NODE", value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
+    #[arg(
+        long,
+        global = true,
+        env = "LEADLINE_NODE",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:50051"
+    )]
     node: String,
 
     /// How long the command may take.
@@ -115,11 +121,17 @@ pub(crate) fn run(args: ClusterArgs) -> Result<(), String> {
 fn peer_tls(args: &ClusterArgs) -> Result<Option<PeerTls>, String> {
     match (&args.peer_ca, &args.peer_cert, &args.peer_key) {
         (Some(ca), Some(cert), Some(key)) => {
-            let files = PeerTlsFiles { ca: ca.clone(), cert: cert.clone(), key: key.clone() };
+            let files = PeerTlsFiles {
+                ca: ca.clone(),
+                cert: cert.clone(),
+                key: key.clone(),
+            };
             files.read().map(Some)
         }
         (None, None, None) => Ok(None),
-        _ => Err("--peer-ca, --peer-cert and --peer-key go together: give all three or none".into()),
+        _ => {
+            Err("--peer-ca, --peer-cert and --peer-key go together: give all three or none".into())
+        }
     }
 }
 
@@ -134,7 +146,10 @@ async fn run_on(
         ClusterCommand::Status { json } => {
             // A part of the time is left for the answer: who does not answer is named in it.
             let asked = ctx.child(ctx.remaining().mul_f64(0.8).min(Duration::from_secs(3)));
-            let overview = client.overview(&asked).await.map_err(|error| error.to_string())?;
+            let overview = client
+                .overview(&asked)
+                .await
+                .map_err(|error| error.to_string())?;
             if json {
                 let text = serde_json::to_string_pretty(&overview).map_err(|e| e.to_string())?;
                 println!("{text}");
@@ -144,7 +159,10 @@ async fn run_on(
             Ok(())
         }
         ClusterCommand::Remove { id } => {
-            let left = client.remove(ctx, NodeId(id)).await.map_err(|error| error.to_string())?;
+            let left = client
+                .remove(ctx, NodeId(id))
+                .await
+                .map_err(|error| error.to_string())?;
             if left.is_empty() {
                 println!("Node {id} is removed.");
             } else {
@@ -155,7 +173,11 @@ async fn run_on(
             }
             Ok(())
         }
-        ClusterCommand::TransferLeader { shard: Some(shard), to, .. } => {
+        ClusterCommand::TransferLeader {
+            shard: Some(shard),
+            to,
+            ..
+        } => {
             client
                 .transfer_leader(ctx, GroupId(shard), to.map(NodeId))
                 .await
@@ -165,36 +187,53 @@ async fn run_on(
         }
         ClusterCommand::TransferLeader { from, .. } => {
             let from = from.ok_or("give --shard or --from")?;
-            let moved =
-                client.transfer_all(ctx, NodeId(from)).await.map_err(|error| error.to_string())?;
+            let moved = client
+                .transfer_all(ctx, NodeId(from))
+                .await
+                .map_err(|error| error.to_string())?;
             println!("{moved} groups moved off node {from}.");
             Ok(())
         }
         ClusterCommand::Drain { id, undo: true } => {
-            client.undrain(ctx, NodeId(id)).await.map_err(|error| error.to_string())?;
+            client
+                .undrain(ctx, NodeId(id))
+                .await
+                .map_err(|error| error.to_string())?;
             println!("Node {id} may lead again.");
             Ok(())
         }
         ClusterCommand::Drain { id, undo: false } => {
-            let left = client.drain(ctx, NodeId(id)).await.map_err(|error| error.to_string())?;
+            let left = client
+                .drain(ctx, NodeId(id))
+                .await
+                .map_err(|error| error.to_string())?;
             if left.is_empty() {
                 println!("Node {id} leads nothing and will not until `drain {id} --undo`.");
                 Ok(())
             } else {
-                Err(format!("node {id} still leads {}: ask again, or look at status", groups(&left)))
+                Err(format!(
+                    "node {id} still leads {}: ask again, or look at status",
+                    groups(&left)
+                ))
             }
         }
     }
 }
 
 fn groups(groups: &[GroupId]) -> String {
-    let names: Vec<String> = groups.iter().map(|group| format!("group {group}")).collect();
+    let names: Vec<String> = groups
+        .iter()
+        .map(|group| format!("group {group}"))
+        .collect();
     names.join(", ")
 }
 
 fn print_status(overview: &ClusterOverview) {
     let verdict = if overview.has_quorum {
-        format!("every shard has a leader; {} more nodes may be lost", overview.may_lose)
+        format!(
+            "every shard has a leader; {} more nodes may be lost",
+            overview.may_lose
+        )
     } else {
         "NOT every shard has a leader with a quorum".to_owned()
     };
@@ -216,7 +255,12 @@ fn print_status(overview: &ClusterOverview) {
             format!("{:?}", member.state).to_lowercase(),
             ready,
             member.leads.to_string(),
-            known(member.readiness.as_ref().map(|readiness| readiness.lag.to_string())),
+            known(
+                member
+                    .readiness
+                    .as_ref()
+                    .map(|readiness| readiness.lag.to_string()),
+            ),
             known(member.uptime_seconds.map(|seconds| seconds.to_string())),
             known(member.version.clone()),
             member.addresses.grpc.clone(),
@@ -233,8 +277,12 @@ fn print_status(overview: &ClusterOverview) {
     for group in &overview.groups {
         shards.add_row([
             group.group.to_string(),
-            group.slots.map_or_else(|| "meta".into(), |(first, last)| format!("{first}-{last}")),
-            group.leader.map_or_else(|| "NONE".into(), |node| format!("node {node}")),
+            group
+                .slots
+                .map_or_else(|| "meta".into(), |(first, last)| format!("{first}-{last}")),
+            group
+                .leader
+                .map_or_else(|| "NONE".into(), |node| format!("node {node}")),
             group.term.to_string(),
             group.commit_index.to_string(),
             replicas(group),

@@ -51,8 +51,9 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => args
             .resolve()
-            .map(|_| ())
-            .map_err(|error| error.to_string()),
+            .map_err(|error| error.to_string())
+            .and_then(serve::run),
+        Command::Cluster(args) => cluster::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(

@@ -69,28 +69,39 @@ impl Listeners {
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            format!("{address} is in use: stop what listens there, or choose another with --{flag}")
-        }
-        io::ErrorKind::PermissionDenied => {
-            format!("{address} may not be listened on: choose a port above 1023 with --{flag}")
-        }
-        io::ErrorKind::AddrNotAvailable => {
-            format!("{address} is not an address of this machine: choose another with --{flag}")
-        }
-        _ => format!("cannot listen on {address} (--{flag}): {error}"),
-    })
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!(
+                    "{address} is in use: stop what listens there, or choose another with --{flag}"
+                )
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("{address} may not be listened on: choose a port above 1023 with --{flag}")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                format!("{address} is not an address of this machine: choose another with --{flag}")
+            }
+            _ => format!("cannot listen on {address} (--{flag}): {error}"),
+        })
 }
 
 /// The port in use, also where any free one was asked for.
 fn port(listener: &TcpListener) -> Result<u16, String> {
-    listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
+    listener
+        .local_addr()
+        .map(|address| address.port())
+        .map_err(|error| error.to_string())
 }
 
 fn advertised(settings: &Settings, listeners: &Listeners) -> Result<Addresses, String> {
     let host = &settings.advertise;
-    let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.clone()
+    };
     let at = |listener: &TcpListener| Ok::<_, String>(format!("{host}:{}", port(listener)?));
     Ok(Addresses {
         grpc: at(&listeners.grpc)?,
@@ -101,9 +112,13 @@ fn advertised(settings: &Settings, listeners: &Listeners) -> Result<Addresses, S
 
 fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, String> {
     let bootstrap = if settings.join.is_empty() {
-        Bootstrap::New { shards: settings.shards }
+        Bootstrap::New {
+            shards: settings.shards,
+        }
     } else {
-        Bootstrap::Join { seeds: settings.join.clone() }
+        Bootstrap::Join {
+            seeds: settings.join.clone(),
+        }
     };
     let engine = settings.engine.map(|engine| match engine {
         EngineName::Fjall => "fjall".to_owned(),
@@ -116,7 +131,11 @@ fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, 
         memory_budget: usize::try_from(settings.memory_budget).unwrap_or(usize::MAX),
         bootstrap,
         advertise,
-        tls: settings.peer_tls.as_ref().map(|files| files.read()).transpose()?,
+        tls: settings
+            .peer_tls
+            .as_ref()
+            .map(|files| files.read())
+            .transpose()?,
         read_mode: settings.read_mode,
         timing: Timing::default(),
         codecs: vec![(Door::Redis, Arc::new(RedisCodec))],
@@ -126,7 +145,11 @@ fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, 
 
 async fn serve(settings: Settings) -> Result<(), String> {
     let mut signals = Signals::new()?;
-    let client_tls = settings.redis_tls.as_ref().map(tls::server_config).transpose()?;
+    let client_tls = settings
+        .redis_tls
+        .as_ref()
+        .map(tls::server_config)
+        .transpose()?;
     let listeners = Listeners::bind(&settings).await?;
     let addresses = advertised(&settings, &listeners)?;
     let config = node_config(&settings, addresses.clone())?;
@@ -156,11 +179,16 @@ async fn serve(settings: Settings) -> Result<(), String> {
 
     let tasks = TaskTracker::new();
     let (http_stop, grpc_stop) = (CancellationToken::new(), CancellationToken::new());
-    let grpc = node.grpc_server().map_err(|error| error.to_string())?.add_routes(node.grpc_routes());
-    let incoming = tonic::transport::server::TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
+    let grpc = node
+        .grpc_server()
+        .map_err(|error| error.to_string())?
+        .add_routes(node.grpc_routes());
+    let incoming =
+        tonic::transport::server::TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
     let grpc_stopped = grpc_stop.clone();
     let mut grpc_server = tasks.spawn(async move {
-        grpc.serve_with_incoming_shutdown(incoming, grpc_stopped.cancelled_owned()).await
+        grpc.serve_with_incoming_shutdown(incoming, grpc_stopped.cancelled_owned())
+            .await
     });
     let stop_timeout = settings.stop_timeout;
     tasks.spawn(leadline_http::serve(
@@ -254,7 +282,10 @@ struct Signals {
 impl Signals {
     fn new() -> Result<Self, String> {
         let listen = |kind| signal(kind).map_err(|error| format!("cannot handle signals: {error}"));
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for the next of them.

@@ -27,8 +27,16 @@ pub(crate) fn linearizable(events: &[Event], limit: usize) -> Result<bool, Strin
         }
     }
     events.sort_by_key(|event| event.called);
-    let required = events.iter().filter(|event| event.ended == Ended::Ok).count();
-    let mut search = Search { events: &events, tried: HashSet::new(), limit, required };
+    let required = events
+        .iter()
+        .filter(|event| event.ended == Ended::Ok)
+        .count();
+    let mut search = Search {
+        events: &events,
+        tried: HashSet::new(),
+        limit,
+        required,
+    };
     search.run()
 }
 
@@ -72,13 +80,17 @@ impl Search<'_> {
             top.next = nth + 1;
             let mut done = top.done.clone();
             done[nth / 64] |= 1 << (nth % 64);
-            let acknowledged =
-                top.acknowledged + usize::from(self.events[nth].ended == Ended::Ok);
+            let acknowledged = top.acknowledged + usize::from(self.events[nth].ended == Ended::Ok);
             if self.tried.insert((done.clone(), value)) {
                 if self.tried.len() > self.limit {
                     return Err(format!("no verdict within {} states", self.limit));
                 }
-                stack.push(Frame { done, acknowledged, value, next: 0 });
+                stack.push(Frame {
+                    done,
+                    acknowledged,
+                    value,
+                    next: 0,
+                });
             }
         }
         Ok(false)
@@ -87,7 +99,10 @@ impl Search<'_> {
     /// The next operation that may come first of those not done, and the value after it.
     fn candidate(&self, frame: &Frame) -> Option<(usize, Option<u64>)> {
         let open = || {
-            self.events.iter().enumerate().filter(|(nth, _)| !is_done(&frame.done, *nth))
+            self.events
+                .iter()
+                .enumerate()
+                .filter(|(nth, _)| !is_done(&frame.done, *nth))
         };
         // Nothing may come before an operation that had returned when it was called.
         let first_return = open().map(|(_, event)| event.returned).min()?;
@@ -105,8 +120,18 @@ mod tests {
     use super::*;
 
     fn event(action: Action, called: u64, returned: u64, ended: Ended) -> Event {
-        let (called, returned) = (Duration::from_millis(called), Duration::from_millis(returned));
-        Event { process: 0, key: 0, action, called, returned, ended }
+        let (called, returned) = (
+            Duration::from_millis(called),
+            Duration::from_millis(returned),
+        );
+        Event {
+            process: 0,
+            key: 0,
+            action,
+            called,
+            returned,
+            ended,
+        }
     }
 
     #[test]

@@ -27,6 +27,16 @@ pub(crate) enum Failed {
     Silent(Duration),
 }
 
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Connect(error) => write!(f, "cannot connect: {error}"),
+            Self::Broken(error) => write!(f, "the connection broke: {error}"),
+            Self::Silent(patience) => write!(f, "no answer for {patience:?}"),
+        }
+    }
+}
+
 pub(crate) struct Client {
     socket: TcpStream,
     input: BytesMut,
@@ -40,17 +50,27 @@ impl Client {
             .map_err(|_| Failed::Connect(std::io::ErrorKind::TimedOut.into()))?
             .map_err(Failed::Connect)?;
         socket.set_nodelay(true).map_err(Failed::Connect)?;
-        Ok(Self { socket, input: BytesMut::new() })
+        Ok(Self {
+            socket,
+            input: BytesMut::new(),
+        })
     }
 
     /// Sends one command and waits for its reply, `patience` at the most.
-    pub(crate) async fn call(&mut self, args: &[&str], patience: Duration) -> Result<Reply, Failed> {
+    pub(crate) async fn call(
+        &mut self,
+        args: &[&str],
+        patience: Duration,
+    ) -> Result<Reply, Failed> {
         let mut out = format!("*{}\r\n", args.len());
         for arg in args {
             out += &format!("${}\r\n{arg}\r\n", arg.len());
         }
         let began = Instant::now();
-        self.socket.write_all(out.as_bytes()).await.map_err(Failed::Broken)?;
+        self.socket
+            .write_all(out.as_bytes())
+            .await
+            .map_err(Failed::Broken)?;
         loop {
             let mut at = 0;
             if let Some(reply) = parse(&self.input, &mut at) {
@@ -77,7 +97,10 @@ pub(crate) const ADMIN_PORT: u16 = 9001;
 fn parse(input: &[u8], at: &mut usize) -> Option<Reply> {
     let rest = &input[*at..];
     let end = rest.windows(2).position(|pair| pair == b"\r\n")?;
-    let (kind, line) = (*rest.first()?, String::from_utf8_lossy(&rest[1..end]).into_owned());
+    let (kind, line) = (
+        *rest.first()?,
+        String::from_utf8_lossy(&rest[1..end]).into_owned(),
+    );
     *at += end + 2;
     Some(match kind {
         b'+' => Reply::Text(line),
@@ -94,7 +117,11 @@ fn parse(input: &[u8], at: &mut usize) -> Option<Reply> {
         },
         b'*' => match usize::try_from(line.parse::<i64>().ok()?) {
             Err(_) => Reply::Nil,
-            Ok(count) => Reply::List((0..count).map(|_| parse(input, at)).collect::<Option<_>>()?),
+            Ok(count) => Reply::List(
+                (0..count)
+                    .map(|_| parse(input, at))
+                    .collect::<Option<_>>()?,
+            ),
         },
         _ => Reply::Error(format!("unreadable reply {line}")),
     })
@@ -107,18 +134,35 @@ pub(crate) async fn http_get(
     patience: Duration,
 ) -> Result<(u16, String), Failed> {
     let ask = async {
-        let mut socket = TcpStream::connect((address, ADMIN_PORT)).await.map_err(Failed::Connect)?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        socket.write_all(request.as_bytes()).await.map_err(Failed::Broken)?;
+        let mut socket = TcpStream::connect((address, ADMIN_PORT))
+            .await
+            .map_err(Failed::Connect)?;
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+        socket
+            .write_all(request.as_bytes())
+            .await
+            .map_err(Failed::Broken)?;
         let mut answer = Vec::new();
-        socket.read_to_end(&mut answer).await.map_err(Failed::Broken)?;
+        socket
+            .read_to_end(&mut answer)
+            .await
+            .map_err(Failed::Broken)?;
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-        let body = answer.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned());
+        let status = answer
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or(0);
+        let body = answer
+            .split_once("\r\n\r\n")
+            .map_or(String::new(), |(_, body)| body.to_owned());
         Ok((status, body))
     };
     // Dropping the future closes the connection: the prober hangs up.
-    tokio::time::timeout(patience, ask).await.unwrap_or(Err(Failed::Silent(patience)))
+    tokio::time::timeout(patience, ask)
+        .await
+        .unwrap_or(Err(Failed::Silent(patience)))
 }
 
 #[cfg(test)]

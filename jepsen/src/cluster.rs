@@ -14,18 +14,14 @@ use crate::net;
 /// Node numbers of every run.
 pub(crate) const NODES: [u8; 3] = [1, 2, 3];
 
-struct Process {
-    number: u8,
-    child: Option<Child>,
-}
-
 /// A running cluster. Dropping it ends every process and removes every namespace.
 pub(crate) struct Cluster {
     prefix: String,
     binary: PathBuf,
     dir: tempfile::TempDir,
     options: Vec<String>,
-    processes: Vec<Process>,
+    /// By node number, from 1.
+    processes: Vec<Option<Child>>,
 }
 
 impl Cluster {
@@ -45,21 +41,28 @@ impl Cluster {
         };
         for number in NODES {
             net::add_node(prefix, number)?;
-            cluster.processes.push(Process { number, child: None });
+            cluster.processes.push(None);
             cluster.start_node(number)?;
             cluster.wait_until_live(number).await?;
         }
         cluster
-            .wait(Duration::from_secs(60), "three voters in every group", |overview| {
-                let groups = overview["groups"].as_array()?;
-                let whole = groups.iter().all(|group| {
-                    let voters = group["replicas"].as_array().map_or(0, |replicas| {
-                        replicas.iter().filter(|replica| replica["role"] == "voter").count()
+            .wait(
+                Duration::from_secs(60),
+                "three voters in every group",
+                |overview| {
+                    let groups = overview["groups"].as_array()?;
+                    let whole = groups.iter().all(|group| {
+                        let voters = group["replicas"].as_array().map_or(0, |replicas| {
+                            replicas
+                                .iter()
+                                .filter(|replica| replica["role"] == "voter")
+                                .count()
+                        });
+                        voters == NODES.len() && !group["leader"].is_null()
                     });
-                    voters == NODES.len() && !group["leader"].is_null()
-                });
-                (whole && groups.len() > 1).then_some(())
-            })
+                    (whole && groups.len() > 1).then_some(())
+                },
+            )
             .await?;
         Ok(cluster)
     }
@@ -68,7 +71,7 @@ impl Cluster {
         self.dir.path().join(format!("n{number}"))
     }
 
-    fn process(&mut self, number: u8) -> &mut Process {
+    fn process(&mut self, number: u8) -> &mut Option<Child> {
         &mut self.processes[usize::from(number) - 1]
     }
 
@@ -93,7 +96,7 @@ impl Cluster {
             .stderr(log)
             .spawn()
             .map_err(|error| format!("cannot start node {number}: {error}"))?;
-        self.process(number).child = Some(child);
+        *self.process(number) = Some(child);
         Ok(())
     }
 
@@ -112,17 +115,21 @@ impl Cluster {
     async fn wait_until_live(&mut self, number: u8) -> Result<(), String> {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(30) {
-            let answer = http_get(&net::address(number), "/livez", Duration::from_millis(500)).await;
+            let answer =
+                http_get(&net::address(number), "/livez", Duration::from_millis(500)).await;
             if matches!(answer, Ok((200, _))) {
                 return Ok(());
             }
-            let exited = match &mut self.process(number).child {
+            let exited = match self.process(number) {
                 Some(child) => child.try_wait().map_err(|error| error.to_string())?,
                 None => None,
             };
             if let Some(status) = exited {
                 let log = std::fs::read_to_string(self.dir.path().join(format!("n{number}.log")));
-                return Err(format!("node {number} {status}: {}", log.unwrap_or_default()));
+                return Err(format!(
+                    "node {number} {status}: {}",
+                    log.unwrap_or_default()
+                ));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -143,7 +150,9 @@ impl Cluster {
                 let path = "/api/v1/overview?timeout=900ms";
                 let asked = http_get(&net::address(number), path, Duration::from_secs(1)).await;
                 let Ok((200, body)) = asked else { continue };
-                let Ok(overview) = serde_json::from_str(&body) else { continue };
+                let Ok(overview) = serde_json::from_str(&body) else {
+                    continue;
+                };
                 if let Some(value) = found(&overview) {
                     return Ok(value);
                 }
@@ -151,13 +160,18 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        Err(format!("not within {patience:?}: {what}; last seen: {last:?}"))
+        Err(format!(
+            "not within {patience:?}: {what}; last seen: {last:?}"
+        ))
     }
 
     /// The leader of `group`, as the nodes tell it.
     pub(crate) async fn leader(&self, group: usize) -> Result<u8, String> {
         self.wait(Duration::from_secs(15), "a leader", |overview| {
-            let group = overview["groups"].as_array()?.iter().find(|g| g["group"] == group)?;
+            let group = overview["groups"]
+                .as_array()?
+                .iter()
+                .find(|g| g["group"] == group)?;
             u8::try_from(group["leader"].as_u64()?).ok()
         })
         .await
@@ -165,41 +179,54 @@ impl Cluster {
 
     /// The process id of node `number`; `ip netns exec` becomes the program it runs.
     pub(crate) fn pid(&mut self, number: u8) -> Option<i32> {
-        let child = self.process(number).child.as_ref()?;
+        let child = self.process(number).as_ref()?;
         i32::try_from(child.id()).ok()
     }
 
     pub(crate) fn signal(&mut self, number: u8, signal: Signal) -> Result<(), String> {
-        let Some(pid) = self.pid(number).and_then(Pid::from_raw) else { return Ok(()) };
+        let Some(pid) = self.pid(number).and_then(Pid::from_raw) else {
+            return Ok(());
+        };
         kill_process(pid, signal).map_err(|error| format!("signalling node {number}: {error}"))
     }
 
     /// kill -9, and waits for the process to be gone.
     pub(crate) fn kill(&mut self, number: u8) -> Result<(), String> {
         self.signal(number, Signal::KILL)?;
-        if let Some(mut child) = self.process(number).child.take() {
+        if let Some(mut child) = self.process(number).take() {
             child.wait().map_err(|error| error.to_string())?;
         }
         Ok(())
     }
 
     pub(crate) fn is_running(&self, number: u8) -> bool {
-        self.processes[usize::from(number) - 1].child.is_some()
+        self.processes[usize::from(number) - 1].is_some()
     }
 
     /// CPU time that node `number` has used, and its resident memory in bytes.
     pub(crate) fn usage(&mut self, number: u8) -> Result<(Duration, u64), String> {
         let pid = self.pid(number).ok_or("the node does not run")?;
         let read = |file: &str| {
-            std::fs::read_to_string(format!("/proc/{pid}/{file}")).map_err(|error| error.to_string())
+            std::fs::read_to_string(format!("/proc/{pid}/{file}"))
+                .map_err(|error| error.to_string())
         };
         let stat = read("stat")?;
-        let fields: Vec<&str> =
-            stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
-        let ticks: u64 = [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum();
-        let cpu = Duration::from_micros(ticks * 1_000_000 / rustix::param::clock_ticks_per_second());
-        let pages: u64 =
-            read("statm")?.split_whitespace().nth(1).and_then(|p| p.parse().ok()).unwrap_or(0);
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .map_or("", |(_, rest)| rest)
+            .split_whitespace()
+            .collect();
+        let ticks: u64 = [11, 12]
+            .iter()
+            .filter_map(|at| fields.get(*at)?.parse::<u64>().ok())
+            .sum();
+        let cpu =
+            Duration::from_micros(ticks * 1_000_000 / rustix::param::clock_ticks_per_second());
+        let pages: u64 = read("statm")?
+            .split_whitespace()
+            .nth(1)
+            .and_then(|p| p.parse().ok())
+            .unwrap_or(0);
         Ok((cpu, pages * rustix::param::page_size() as u64))
     }
 
@@ -207,16 +234,19 @@ impl Cluster {
     pub(crate) async fn metric(&self, number: u8, name: &str) -> Result<f64, String> {
         let (status, text) = http_get(&net::address(number), "/metrics", Duration::from_secs(2))
             .await
-            .map_err(|error| format!("/metrics of node {number}: {error:?}"))?;
+            .map_err(|error| format!("/metrics of node {number}: {error}"))?;
         let samples: Vec<f64> = text
             .lines()
             .filter(|line| {
-                line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']))
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with([' ', '{']))
             })
             .filter_map(|line| line.rsplit_once(' ')?.1.parse().ok())
             .collect();
         if samples.is_empty() {
-            return Err(format!("/metrics of node {number} (status {status}) has no {name}"));
+            return Err(format!(
+                "/metrics of node {number} (status {status}) has no {name}"
+            ));
         }
         Ok(samples.iter().sum())
     }

@@ -92,7 +92,11 @@ async fn step(
     match rng.random_range(0..10) {
         0 => {
             let value = load.values.fetch_add(1, Ordering::Relaxed);
-            let ended = outcome(&client.call(&["RPUSH", "appends", &value.to_string()], PATIENCE).await);
+            let ended = outcome(
+                &client
+                    .call(&["RPUSH", "appends", &value.to_string()], PATIENCE)
+                    .await,
+            );
             record.appends.push((value, ended));
             ended
         }
@@ -111,7 +115,9 @@ async fn step(
             let name = format!("register:{key}");
             let (result, action) = if kind < 6 {
                 let value = load.values.fetch_add(1, Ordering::Relaxed);
-                let result = client.call(&["SET", &name, &value.to_string()], PATIENCE).await;
+                let result = client
+                    .call(&["SET", &name, &value.to_string()], PATIENCE)
+                    .await;
                 (result, Action::Write(value))
             } else {
                 let result = client.call(&["GET", &name], PATIENCE).await;
@@ -123,7 +129,14 @@ async fn step(
             };
             let ended = outcome(&result);
             let returned = load.began.elapsed();
-            record.events.push(Event { process, key, action, called, returned, ended });
+            record.events.push(Event {
+                process,
+                key,
+                action,
+                called,
+                returned,
+                ended,
+            });
             ended
         }
     }
@@ -133,7 +146,10 @@ async fn step(
 async fn fault(cluster: &mut Cluster, rng: &mut SmallRng) -> Result<(), String> {
     let prefix = cluster.prefix().to_owned();
     let victim = NODES[rng.random_range(0..NODES.len())];
-    let others: Vec<u8> = NODES.into_iter().filter(|number| *number != victim).collect();
+    let others: Vec<u8> = NODES
+        .into_iter()
+        .filter(|number| *number != victim)
+        .collect();
     let pause = Duration::from_millis(rng.random_range(300..3000));
     match rng.random_range(0..6) {
         0 => {
@@ -161,7 +177,10 @@ async fn fault(cluster: &mut Cluster, rng: &mut SmallRng) -> Result<(), String> 
             net::heal(&prefix, victim)
         }
         4 => {
-            println!("  cut between nodes {} and {} for {pause:?}", others[0], others[1]);
+            println!(
+                "  cut between nodes {} and {} for {pause:?}",
+                others[0], others[1]
+            );
             net::blackhole(&prefix, others[0], &others[1..])?;
             tokio::time::sleep(pause).await;
             net::heal(&prefix, others[0])
@@ -172,7 +191,9 @@ async fn fault(cluster: &mut Cluster, rng: &mut SmallRng) -> Result<(), String> 
                 cluster.kill(number)?;
             }
             tokio::time::sleep(pause).await;
-            NODES.into_iter().try_for_each(|number| cluster.start_node(number))
+            NODES
+                .into_iter()
+                .try_for_each(|number| cluster.start_node(number))
         }
     }
 }
@@ -193,7 +214,10 @@ pub(crate) async fn run(
     let mut cluster = Cluster::start(prefix, binary, &["--engine", engine]).await?;
     let result = run_on(&mut cluster, duration, seed, history).await;
     if result.is_err() {
-        eprintln!("seed {seed}; the nodes' logs are in {}", cluster.keep_logs()?.display());
+        eprintln!(
+            "seed {seed}; the nodes' logs are in {}",
+            cluster.keep_logs()?.display()
+        );
     }
     result
 }
@@ -226,15 +250,20 @@ async fn run_on(
         net::heal(cluster.prefix(), number)?;
     }
     cluster
-        .wait(Duration::from_secs(30), "a leader of every group after the faults", |overview| {
-            overview["has_quorum"].as_bool()?.then_some(())
-        })
+        .wait(
+            Duration::from_secs(30),
+            "a leader of every group after the faults",
+            |overview| overview["has_quorum"].as_bool()?.then_some(()),
+        )
         .await?;
     // A moment of calm: what was healed must also be used.
     tokio::time::sleep(Duration::from_secs(2)).await;
     load.stop.store(true, Ordering::Relaxed);
     let records = clients.join_all().await;
-    let events: Vec<Event> = records.iter().flat_map(|record| record.events.clone()).collect();
+    let events: Vec<Event> = records
+        .iter()
+        .flat_map(|record| record.events.clone())
+        .collect();
     if let Some(path) = history {
         write_edn(&events, path).map_err(|error| format!("{}: {error}", path.display()))?;
     }
@@ -270,7 +299,10 @@ fn check_registers(events: &[Event]) -> Result<(), String> {
             Err(_) => undecided += 1,
         }
     }
-    println!("  {} registers are linearizable, {undecided} without a verdict", keys.len() - undecided);
+    println!(
+        "  {} registers are linearizable, {undecided} without a verdict",
+        keys.len() - undecided
+    );
     if undecided * 10 > keys.len() {
         return Err("too many registers without a verdict".into());
     }
@@ -278,18 +310,27 @@ fn check_registers(events: &[Event]) -> Result<(), String> {
 }
 
 async fn check_counts(records: &[Record]) -> Result<(), String> {
-    let failed = |error: Failed| format!("reading back: {error:?}");
-    let mut client = Client::connect(&net::address(NODES[0])).await.map_err(failed)?;
-    let stored = client.call(&["LRANGE", "appends", "0", "-1"], PATIENCE).await.map_err(failed)?;
-    let Reply::List(stored) = stored else { return Err(format!("LRANGE answered {stored:?}")) };
+    let failed = |error: Failed| format!("reading back: {error}");
+    let mut client = Client::connect(&net::address(NODES[0]))
+        .await
+        .map_err(failed)?;
+    let stored = client
+        .call(&["LRANGE", "appends", "0", "-1"], PATIENCE)
+        .await
+        .map_err(failed)?;
+    let Reply::List(stored) = stored else {
+        return Err(format!("LRANGE answered {stored:?}"));
+    };
     let mut times: HashMap<u64, u32> = HashMap::new();
     for value in &stored {
         if let Reply::Text(value) = value {
             *times.entry(value.parse().unwrap_or(0)).or_default() += 1;
         }
     }
-    let appends: Vec<(u64, Ended)> =
-        records.iter().flat_map(|record| record.appends.clone()).collect();
+    let appends: Vec<(u64, Ended)> = records
+        .iter()
+        .flat_map(|record| record.appends.clone())
+        .collect();
     for (value, ended) in &appends {
         let found = times.get(value).copied().unwrap_or(0);
         let right = match ended {
@@ -298,16 +339,26 @@ async fn check_counts(records: &[Record]) -> Result<(), String> {
             Ended::Info => found <= 1,
         };
         if !right {
-            return Err(format!("append {value} ended as {ended:?} and is there {found} times"));
+            return Err(format!(
+                "append {value} ended as {ended:?} and is there {found} times"
+            ));
         }
     }
-    let counter = client.call(&["GET", "counter"], PATIENCE).await.map_err(failed)?;
+    let counter = client
+        .call(&["GET", "counter"], PATIENCE)
+        .await
+        .map_err(failed)?;
     let counter = match counter {
         Reply::Text(value) => value.parse().unwrap_or(0),
         Reply::Nil => 0,
         other => return Err(format!("GET counter answered {other:?}")),
     };
-    let sum = |nth: usize| records.iter().map(|record| record.increments[nth]).sum::<u64>();
+    let sum = |nth: usize| {
+        records
+            .iter()
+            .map(|record| record.increments[nth])
+            .sum::<u64>()
+    };
     let (acknowledged, unknown) = (sum(0), sum(1));
     println!(
         "  {} appends, {} in the list; counter {counter}, {acknowledged} acknowledged, {unknown} unknown",
@@ -331,8 +382,13 @@ pub(crate) async fn failover(prefix: &str, binary: &Path, kills: u32) -> Result<
     let mut times = Vec::new();
     for _ in 0..kills {
         let leader = cluster.leader(1).await?;
-        let other = NODES.into_iter().find(|number| *number != leader).unwrap_or(1);
-        let mut client = Client::connect(&net::address(other)).await.map_err(|e| format!("{e:?}"))?;
+        let other = NODES
+            .into_iter()
+            .find(|number| *number != leader)
+            .unwrap_or(1);
+        let mut client = Client::connect(&net::address(other))
+            .await
+            .map_err(|error| error.to_string())?;
         cluster.kill(leader)?;
         let killed = Instant::now();
         loop {
@@ -345,20 +401,34 @@ pub(crate) async fn failover(prefix: &str, binary: &Path, kills: u32) -> Result<
             }
         }
         times.push(killed.elapsed());
-        println!("  node {leader} killed: a write through node {other} after {:.0?}", killed.elapsed());
+        println!(
+            "  node {leader} killed: a write through node {other} after {:.0?}",
+            killed.elapsed()
+        );
         cluster.start_node(leader)?;
         cluster
-            .wait(Duration::from_secs(30), "all three nodes caught up", |overview| {
-                let members = overview["members"].as_array()?;
-                let ready = |member: &serde_json::Value| member["readiness"]["ready"] == true;
-                (members.len() == NODES.len() && members.iter().all(ready)).then_some(())
-            })
+            .wait(
+                Duration::from_secs(30),
+                "all three nodes caught up",
+                |overview| {
+                    let members = overview["members"].as_array()?;
+                    let ready = |member: &serde_json::Value| member["readiness"]["ready"] == true;
+                    (members.len() == NODES.len() && members.iter().all(ready)).then_some(())
+                },
+            )
             .await?;
         // Past the restarted voter's own start-up.
         tokio::time::sleep(Duration::from_secs(3)).await;
     }
     times.sort();
     let median = times.get(times.len() / 2).copied().unwrap_or_default();
-    println!("failover: median {median:.0?} of {kills}, longest {:.0?}", times.last().copied().unwrap_or_default());
-    if median < Duration::from_secs(2) { Ok(()) } else { Err(format!("the median failover took {median:?}")) }
+    println!(
+        "failover: median {median:.0?} of {kills}, longest {:.0?}",
+        times.last().copied().unwrap_or_default()
+    );
+    if median < Duration::from_secs(2) {
+        Ok(())
+    } else {
+        Err(format!("the median failover took {median:?}"))
+    }
 }

@@ -40,9 +40,10 @@ pub(crate) fn write_edn(events: &[Event], path: &Path) -> std::io::Result<()> {
     for event in events {
         let (f, value) = match event.action {
             Action::Write(value) => (":write", value.to_string()),
-            Action::Read(value) => {
-                (":read", value.map_or_else(|| "nil".to_owned(), |value| value.to_string()))
-            }
+            Action::Read(value) => (
+                ":read",
+                value.map_or_else(|| "nil".to_owned(), |value| value.to_string()),
+            ),
         };
         let kind = match event.ended {
             Ended::Ok => ":ok",
@@ -56,7 +57,11 @@ pub(crate) fn write_edn(events: &[Event], path: &Path) -> std::io::Result<()> {
                 at.as_nanos()
             )
         };
-        let asked = if matches!(event.action, Action::Read(_)) { "nil" } else { &value };
+        let asked = if matches!(event.action, Action::Read(_)) {
+            "nil"
+        } else {
+            &value
+        };
         lines.push((event.called, line(":invoke", asked, event.called)));
         lines.push((event.returned, line(kind, &value, event.returned)));
     }

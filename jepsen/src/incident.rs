@@ -83,14 +83,22 @@ const KEY: &str = "incident";
 async fn call(caller: Caller, leader: String, follower: String) -> Call {
     let patience = Duration::from_secs(20);
     // A connection is there before its request: the deadline counts from the request.
-    let address = if caller == Caller::Forwarded { &follower } else { &leader };
+    let address = if caller == Caller::Forwarded {
+        &follower
+    } else {
+        &leader
+    };
     let client = match caller {
         Caller::Probe => None,
         _ => match Client::connect(address).await {
             Ok(client) => Some(client),
             Err(error) => {
-                let end = End::Wrong(format!("{error:?}"));
-                return Call { caller, took: Duration::ZERO, end };
+                let end = End::Wrong(error.to_string());
+                return Call {
+                    caller,
+                    took: Duration::ZERO,
+                    end,
+                };
             }
         },
     };
@@ -103,7 +111,7 @@ async fn call(caller: Caller, leader: String, follower: String) -> Call {
                 Ok((503, _)) => End::NotApplied("503".into()),
                 Ok((status, body)) => End::Wrong(format!("{status} {body}")),
                 Err(Failed::Silent(_)) => End::HungUp,
-                Err(error) => End::Wrong(format!("{error:?}")),
+                Err(error) => End::Wrong(error.to_string()),
             }
         }
         (Caller::Plain | Caller::Forwarded, Some(mut client)) => {
@@ -117,7 +125,11 @@ async fn call(caller: Caller, leader: String, follower: String) -> Call {
             classify(client.call(&["BLPOP", &list, "2"], patience).await)
         }
     };
-    Call { caller, took: began.elapsed(), end }
+    Call {
+        caller,
+        took: began.elapsed(),
+        end,
+    }
 }
 
 fn classify(reply: Result<Reply, Failed>) -> End {
@@ -130,7 +142,7 @@ fn classify(reply: Result<Reply, Failed>) -> End {
             }
         }
         Ok(_) => End::Success,
-        Err(error) => End::Wrong(format!("{error:?}")),
+        Err(error) => End::Wrong(error.to_string()),
     }
 }
 
@@ -180,11 +192,17 @@ fn print_calls(calls: &[Call]) {
     let mut ends: BTreeMap<(Caller, String), u64> = BTreeMap::new();
     let mut times: BTreeMap<Caller, Histogram<u64>> = BTreeMap::new();
     for call in calls {
-        *ends.entry((call.caller, format!("{:?}", call.end))).or_default() += 1;
+        *ends
+            .entry((call.caller, format!("{:?}", call.end)))
+            .or_default() += 1;
         let histogram = times.entry(call.caller).or_insert_with(|| {
             Histogram::new_with_bounds(1, 60_000_000, 3).unwrap_or_else(|_| unreachable!("bounds"))
         });
-        histogram.saturating_record(u64::try_from(call.took.as_micros()).unwrap_or(u64::MAX).max(1));
+        histogram.saturating_record(
+            u64::try_from(call.took.as_micros())
+                .unwrap_or(u64::MAX)
+                .max(1),
+        );
     }
     for (caller, times) in &times {
         println!(
@@ -235,11 +253,20 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
     let prefix = cluster.prefix().to_owned();
     let mut verdict = Verdict::default();
     let leader = cluster.leader(1).await?;
-    let followers: Vec<u8> = NODES.into_iter().filter(|number| *number != leader).collect();
+    let followers: Vec<u8> = NODES
+        .into_iter()
+        .filter(|number| *number != leader)
+        .collect();
     let (lost, other) = (followers[0], followers[1]);
-    let mut client = Client::connect(&net::address(leader)).await.map_err(|e| format!("{e:?}"))?;
-    let set = client.call(&["SET", KEY, "here"], Duration::from_secs(6)).await;
-    verdict.require(matches!(set, Ok(Reply::Text(_))), || format!("SET before the fault: {set:?}"));
+    let mut client = Client::connect(&net::address(leader))
+        .await
+        .map_err(|error| error.to_string())?;
+    let set = client
+        .call(&["SET", KEY, "here"], Duration::from_secs(6))
+        .await;
+    verdict.require(matches!(set, Ok(Reply::Text(_))), || {
+        format!("SET before the fault: {set:?}")
+    });
 
     println!("node {leader} leads; node {lost} loses its route for {phase:?}, {rate} callers/s");
     net::blackhole(&prefix, lost, &[leader, other])?;
@@ -248,7 +275,10 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
     println!("  pending verifications, most seen: {pending}");
     let failed = calls.iter().filter(|call| call.end != End::Success).count();
     verdict.require(failed == 0, || {
-        format!("{failed} of {} calls failed with one follower lost", calls.len())
+        format!(
+            "{failed} of {} calls failed with one follower lost",
+            calls.len()
+        )
     });
 
     println!("node {other} loses its route too, for {phase:?}");
@@ -263,10 +293,17 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
     print_calls(&calls);
     let cpu = (cpu_after - cpu_before).as_secs_f64() / wall.as_secs_f64() * 100.0;
     let grown = (rss_after as f64 - rss_before as f64) / f64::from(1 << 20);
-    println!("  leader CPU {cpu:.1} % of one core, RSS {grown:+.1} MiB; pending verifications, most seen: {pending}");
+    println!(
+        "  leader CPU {cpu:.1} % of one core, RSS {grown:+.1} MiB; pending verifications, most seen: {pending}"
+    );
     for call in &calls {
         verdict.require(call.took <= call.caller.limit(), || {
-            format!("{:?} took {:?}, its deadline is {:?}", call.caller, call.took, call.caller.deadline())
+            format!(
+                "{:?} took {:?}, its deadline is {:?}",
+                call.caller,
+                call.took,
+                call.caller.deadline()
+            )
         });
         let right = match (&call.end, call.caller) {
             (End::NotApplied(_), _) | (End::HungUp, Caller::Probe) => true,
@@ -274,17 +311,28 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
             (End::Success, Caller::Blocking) => true,
             _ => false,
         };
-        verdict.require(right, || format!("{:?} ended as {:?} without a quorum", call.caller, call.end));
+        verdict.require(right, || {
+            format!("{:?} ended as {:?} without a quorum", call.caller, call.end)
+        });
     }
-    let longest = CALLERS.iter().map(|caller| caller.deadline().as_secs_f64()).sum::<f64>();
+    let longest = CALLERS
+        .iter()
+        .map(|caller| caller.deadline().as_secs_f64())
+        .sum::<f64>();
     let bound = f64::from(rate) * longest / CALLERS.len() as f64;
     verdict.require(pending <= bound * 1.1, || {
         format!("{pending} verifications were pending; rate × deadline allows {bound:.0}")
     });
-    verdict.require(cpu < 15.0, || format!("the leader used {cpu:.1} % of a core"));
-    verdict.require(grown.abs() <= 32.0, || format!("the leader's memory changed by {grown:+.1} MiB"));
+    verdict.require(cpu < 15.0, || {
+        format!("the leader used {cpu:.1} % of a core")
+    });
+    verdict.require(grown.abs() <= 32.0, || {
+        format!("the leader's memory changed by {grown:+.1} MiB")
+    });
     let left = settled(cluster, leader).await?;
-    verdict.require(left == 0.0, || format!("{left} verifications still pend after the callers left"));
+    verdict.require(left == 0.0, || {
+        format!("{left} verifications still pend after the callers left")
+    });
 
     net::heal(&prefix, lost)?;
     net::heal(&prefix, other)?;
@@ -292,7 +340,9 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
     let first = loop {
         let mut served = false;
         if let Ok(mut client) = Client::connect(&net::address(leader)).await {
-            let get = client.call(&["DEADLINE", "500", "GET", KEY], Duration::from_secs(6)).await;
+            let get = client
+                .call(&["DEADLINE", "500", "GET", KEY], Duration::from_secs(6))
+                .await;
             served = get.is_ok_and(|reply| reply == Reply::Text("here".into()));
         }
         if served || healed.elapsed() > Duration::from_secs(10) {
@@ -301,12 +351,21 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     println!("healed: first success after {first:.0?}");
-    verdict.require(first < Duration::from_secs(2), || format!("first success after {first:?}"));
+    verdict.require(first < Duration::from_secs(2), || {
+        format!("first success after {first:?}")
+    });
 
     // The same complaint a thousand times says no more than once.
     let complaints = verdict.0.len();
     verdict.0.truncate(12);
-    if complaints == 0 { Ok(()) } else { Err(format!("{complaints} things:\n  {}", verdict.0.join("\n  "))) }
+    if complaints == 0 {
+        Ok(())
+    } else {
+        Err(format!(
+            "{complaints} things:\n  {}",
+            verdict.0.join("\n  ")
+        ))
+    }
 }
 
 /// Pending verifications, once the last callers' deadlines have passed.

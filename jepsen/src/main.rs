@@ -18,7 +18,10 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
-#[command(name = "leadline-jepsen", about = "Fault runs against real Leadline processes")]
+#[command(
+    name = "leadline-jepsen",
+    about = "Fault runs against real Leadline processes"
+)]
 struct Cli {
     /// The binary under test [default: `leadline` beside this program].
     #[arg(long, global = true)]
@@ -75,7 +78,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), String> {
-    let Some(prefix) = cli.inside else { return net::enter() };
+    let Some(prefix) = cli.inside else {
+        return net::enter();
+    };
     let binary = match cli.binary {
         Some(binary) => binary,
         None => std::env::current_exe()
@@ -83,7 +88,10 @@ fn run(cli: Cli) -> Result<(), String> {
             .with_file_name("leadline"),
     };
     if !binary.exists() {
-        return Err(format!("{} is not there: cargo build it first", binary.display()));
+        return Err(format!(
+            "{} is not there: cargo build it first",
+            binary.display()
+        ));
     }
     let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
     runtime.block_on(async {
@@ -91,7 +99,12 @@ fn run(cli: Cli) -> Result<(), String> {
             Run::Incident { seconds, rate } => {
                 incident::run(&prefix, &binary, Duration::from_secs(seconds), rate).await
             }
-            Run::Faults { seconds, seed, history, engine } => {
+            Run::Faults {
+                seconds,
+                seed,
+                history,
+                engine,
+            } => {
                 let seed = seed.unwrap_or_else(rand::random);
                 let seconds = Duration::from_secs(seconds);
                 faults::run(&prefix, &binary, seconds, seed, history.as_deref(), &engine).await

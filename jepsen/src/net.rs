@@ -47,17 +47,30 @@ pub(crate) fn enter() -> Result<(), String> {
         for args in [
             vec!["link", "set", "lo", "up"],
             vec!["link", "add", "br0", "type", "bridge"],
-            vec!["addr", "add", &format!("{NETWORK}.{CLIENTS}/24"), "dev", "br0"],
+            vec![
+                "addr",
+                "add",
+                &format!("{NETWORK}.{CLIENTS}/24"),
+                "dev",
+                "br0",
+            ],
             vec!["link", "set", "br0", "up"],
         ] {
             ip(&[&["-n", &own], &args[..]].concat())?;
         }
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let mut inside = Command::new("ip");
-        inside.args(["netns", "exec", &own]).arg(program).args(std::env::args_os().skip(1));
+        inside
+            .args(["netns", "exec", &own])
+            .arg(program)
+            .args(std::env::args_os().skip(1));
         inside.args(["--inside", &prefix]);
         let status = inside.status().map_err(|error| error.to_string())?;
-        if status.success() { Ok(()) } else { Err("see above".to_owned()) }
+        if status.success() {
+            Ok(())
+        } else {
+            Err("see above".to_owned())
+        }
     })();
     for number in 1..=9 {
         // Nodes that the run inside could not remove (it was killed); most are not there.
@@ -72,10 +85,20 @@ pub(crate) fn add_node(prefix: &str, number: u8) -> Result<(), String> {
     let name = namespace(prefix, number);
     let plug = format!("v{number}");
     ip(&["netns", "add", &name])?;
-    ip(&["link", "add", &plug, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
+    ip(&[
+        "link", "add", &plug, "type", "veth", "peer", "name", "eth0", "netns", &name,
+    ])?;
     ip(&["link", "set", &plug, "master", "br0"])?;
     ip(&["link", "set", &plug, "up"])?;
-    ip(&["-n", &name, "addr", "add", &format!("{}/24", address(number)), "dev", "eth0"])?;
+    ip(&[
+        "-n",
+        &name,
+        "addr",
+        "add",
+        &format!("{}/24", address(number)),
+        "dev",
+        "eth0",
+    ])?;
     ip(&["-n", &name, "link", "set", "eth0", "up"])?;
     ip(&["-n", &name, "link", "set", "lo", "up"])
 }
@@ -88,10 +111,13 @@ pub(crate) fn remove_node(prefix: &str, number: u8) -> Result<(), String> {
 /// Drops every packet between node `number` and `others`, both ways, answering none.
 pub(crate) fn blackhole(prefix: &str, number: u8, others: &[u8]) -> Result<(), String> {
     let name = namespace(prefix, number);
-    let mut rules = String::from("table inet faults {\n chain in {\n type filter hook input priority 0;\n");
+    let mut rules =
+        String::from("table inet faults {\n chain in {\n type filter hook input priority 0;\n");
     let addresses: Vec<String> = others.iter().map(|other| address(*other)).collect();
     let set = addresses.join(", ");
-    rules += &format!("  ip saddr {{ {set} }} drop\n }}\n chain out {{\n type filter hook output priority 0;\n  ip daddr {{ {set} }} drop\n }}\n}}\n");
+    rules += &format!(
+        "  ip saddr {{ {set} }} drop\n }}\n chain out {{\n type filter hook output priority 0;\n  ip daddr {{ {set} }} drop\n }}\n}}\n"
+    );
     heal(prefix, number)?;
     nft(&name, &rules)
 }
@@ -109,7 +135,10 @@ pub(crate) fn deafen(prefix: &str, number: u8, others: &[u8]) -> Result<(), Stri
 
 /// Ends every fault of node `number`'s network.
 pub(crate) fn heal(prefix: &str, number: u8) -> Result<(), String> {
-    nft(&namespace(prefix, number), "table inet faults\ndelete table inet faults\n")
+    nft(
+        &namespace(prefix, number),
+        "table inet faults\ndelete table inet faults\n",
+    )
 }
 
 fn nft(namespace: &str, rules: &str) -> Result<(), String> {
@@ -121,18 +150,28 @@ fn nft(namespace: &str, rules: &str) -> Result<(), String> {
         .spawn()
         .map_err(|error| format!("cannot run nft: {error}"))?;
     if let Some(mut input) = child.stdin.take() {
-        input.write_all(rules.as_bytes()).map_err(|error| error.to_string())?;
+        input
+            .write_all(rules.as_bytes())
+            .map_err(|error| error.to_string())?;
     }
-    let output = child.wait_with_output().map_err(|error| error.to_string())?;
+    let output = child
+        .wait_with_output()
+        .map_err(|error| error.to_string())?;
     if output.status.success() {
         return Ok(());
     }
-    Err(format!("nft: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    Err(format!(
+        "nft: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    ))
 }
 
 /// A command that runs `program` in the namespace of node `number`, in a process group of its own.
 pub(crate) fn command(prefix: &str, number: u8, program: &std::path::Path) -> Command {
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", &namespace(prefix, number)]).arg(program).process_group(0);
+    command
+        .args(["netns", "exec", &namespace(prefix, number)])
+        .arg(program)
+        .process_group(0);
     command
 }

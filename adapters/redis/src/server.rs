@@ -174,8 +174,8 @@ impl fmt::Debug for RedisServer {
 }
 
 impl RedisServer {
-    /// A door to `coordinator`, whose metrics are in `registry`. With `tls`, every connection is
-    /// expected to begin with a handshake.
+    /// A door to `coordinator`, whose metrics are in `registry`. `tls` is for
+    /// [`RedisServer::serve_tls`].
     #[must_use]
     pub fn new(
         config: &RedisConfig,
@@ -220,6 +220,18 @@ impl RedisServer {
     /// Accepts connections from `listener` until [`RedisServer::stop`]. May run for several
     /// listeners at once.
     pub async fn serve(&self, listener: TcpListener) {
+        self.accept(listener, None).await;
+    }
+
+    /// As [`RedisServer::serve`], every connection beginning with a TLS handshake. Returns at once
+    /// when the server was made without certificates.
+    pub async fn serve_tls(&self, listener: TcpListener) {
+        if self.tls.is_some() {
+            self.accept(listener, self.tls.as_ref()).await;
+        }
+    }
+
+    async fn accept(&self, listener: TcpListener, tls: Option<&TlsAcceptor>) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pause = ACCEPT_PAUSE;
@@ -236,7 +248,7 @@ impl RedisServer {
             match accepted {
                 Ok((stream, _)) => {
                     pause = ACCEPT_PAUSE;
-                    self.welcome(stream);
+                    self.welcome(stream, tls.cloned());
                 }
                 // A client that left before it was accepted.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -274,7 +286,7 @@ impl RedisServer {
         }
     }
 
-    fn welcome(&self, stream: TcpStream) {
+    fn welcome(&self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         let shared = &self.shared;
         if shared.clients.len() >= shared.settings().maxclients {
             metrics::count(&shared.metrics.rejected);
@@ -301,7 +313,6 @@ impl RedisServer {
         let open = Open(shared.clone(), client.clone());
         let root = self.root.child(Duration::MAX).as_caller();
         let session = Session::new(shared.clone(), client, root);
-        let tls = self.tls.clone();
         self.connections.spawn(async move {
             let end = match tls {
                 None => Connection::new(stream, session).serve().await,

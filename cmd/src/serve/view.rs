@@ -43,10 +43,7 @@ impl NodeView for View {
         self.node.readiness()
     }
 
-    fn overview<'a>(
-        &'a self,
-        ctx: &'a Context,
-    ) -> BoxFuture<'a, Result<ClusterOverview, KvError>> {
+    fn overview<'a>(&'a self, ctx: &'a Context) -> BoxFuture<'a, Result<ClusterOverview, KvError>> {
         Box::pin(async move { Ok(self.node.overview(ctx).await) })
     }
 }
@@ -54,17 +51,18 @@ impl NodeView for View {
 impl NodeFacts for View {
     fn facts(&self) -> Facts {
         let status = self.node.status();
+        let (nodes, voters) = self.node.members_and_copies();
         let data_groups = status.groups.iter().filter(|group| group.group.0 != 0);
         Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node_id: self.node.id().0,
             cluster_id: self.node.cluster().0,
-            nodes: self.node.members(),
-            voters: self.node.voters(),
+            nodes,
+            voters,
             shards: data_groups.clone().count(),
             shards_led: data_groups.filter(|group| group.leading).count(),
             read_mode: self.read_mode.to_owned(),
-            engine: self.node.engine().to_owned(),
+            engine: self.node.engine().to_string(),
             memory_bytes: resident_bytes(),
             disk_bytes: directory_bytes(&self.data_dir),
         }
@@ -87,7 +85,9 @@ fn resident_bytes() -> u64 {
 /// Bytes that a directory takes on its disk, as far as it can be read.
 fn directory_bytes(dir: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
     entries
         .flatten()
         .map(|entry| match entry.metadata() {

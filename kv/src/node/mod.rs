@@ -70,6 +70,7 @@ pub struct Node {
     forward: ForwardService,
     links: Arc<Links>,
     store: Arc<Store>,
+    engine: EngineKind,
     hosting: Arc<Hosting>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -206,6 +207,7 @@ impl Node {
             forward,
             links,
             store,
+            engine: identity.engine,
             hosting,
             tasks: TaskTracker::new(),
             stop,
@@ -237,6 +239,27 @@ impl Node {
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
         self.core.cluster
+    }
+
+    /// Members of the cluster and voting copies of each shard, as far as this node knows.
+    #[must_use]
+    pub fn members_and_copies(&self) -> (usize, usize) {
+        self.core.catalog().map_or((1, 1), |catalog| {
+            let members = catalog.present().count();
+            (members, members.min(catalog.replication_factor()))
+        })
+    }
+
+    /// The storage engine of the data directory.
+    #[must_use]
+    pub fn engine(&self) -> EngineKind {
+        self.engine
+    }
+
+    /// This node's clock, since the Unix epoch.
+    #[must_use]
+    pub fn unix_time(&self) -> Duration {
+        Duration::from_millis(self.hosting.parts.hlc.now().millis())
     }
 
     /// A gRPC server with the TLS, limits and deadlines that peers expect; serve

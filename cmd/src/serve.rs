@@ -14,8 +14,8 @@ use leadline_http::{HttpMetrics, ListenerOptions, NodeView, watched};
 use leadline_kv::Door;
 use leadline_kv::catalog::Addresses;
 use leadline_kv::node::{Bootstrap, Node, NodeConfig};
-use leadline_raft::Context;
 use leadline_raft::engine::{ReadMode, Timing};
+use leadline_raft::{Context, NodeId};
 use leadline_redis::{RedisCodec, RedisConfig, RedisServer};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -130,6 +130,7 @@ fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, 
         cache_bytes: settings.cache_bytes,
         memory_budget: usize::try_from(settings.memory_budget).unwrap_or(usize::MAX),
         bootstrap,
+        node: settings.node_id.map(NodeId),
         advertise,
         tls: settings
             .peer_tls

@@ -186,7 +186,7 @@ async fn besiege(
     }
 }
 
-const PENDING: &str = "leadline_raft_pending_verifications";
+const PENDING: &str = "leadline_raft_group_pending_verifications";
 
 fn print_calls(calls: &[Call]) {
     let mut ends: BTreeMap<(Caller, String), u64> = BTreeMap::new();

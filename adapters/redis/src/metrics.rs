@@ -218,7 +218,7 @@ impl Collector for Shown {
         };
 
         let mut family = encoder.encode_descriptor(
-            "leadline_redis_commands",
+            "redis_commands",
             "Commands answered",
             None,
             MetricType::Counter,
@@ -229,7 +229,7 @@ impl Collector for Shown {
         }
 
         let mut family = encoder.encode_descriptor(
-            "leadline_redis_errors",
+            "redis_errors",
             "Commands answered with an error, by what the client should do",
             None,
             MetricType::Counter,
@@ -245,7 +245,7 @@ impl Collector for Shown {
         }
 
         let mut family = encoder.encode_descriptor(
-            "leadline_redis_command_duration_seconds",
+            "redis_command_duration_seconds",
             "Time from decoding a command to its reply",
             None,
             MetricType::Histogram,
@@ -273,12 +273,12 @@ impl Collector for Shown {
 
         for (name, help, gauge) in [
             (
-                "leadline_redis_connections",
+                "redis_connections",
                 "Open connections",
                 &metrics.connections,
             ),
             (
-                "leadline_redis_blocked_clients",
+                "redis_blocked_clients",
                 "Clients waiting in a blocking command",
                 &metrics.blocked,
             ),
@@ -288,27 +288,27 @@ impl Collector for Shown {
         }
         for (name, help, counter) in [
             (
-                "leadline_redis_connections_opened",
+                "redis_connections_opened",
                 "Connections accepted",
                 &metrics.opened,
             ),
             (
-                "leadline_redis_connections_rejected",
+                "redis_connections_rejected",
                 "Connections refused, or closed for breaking a limit",
                 &metrics.rejected,
             ),
             (
-                "leadline_redis_client_gone",
+                "redis_client_gone",
                 "Clients that left with work running",
                 &metrics.client_gone,
             ),
             (
-                "leadline_redis_received_bytes",
+                "redis_received_bytes",
                 "Bytes read from clients",
                 &metrics.bytes_in,
             ),
             (
-                "leadline_redis_sent_bytes",
+                "redis_sent_bytes",
                 "Bytes written to clients",
                 &metrics.bytes_out,
             ),

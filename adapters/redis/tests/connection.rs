@@ -572,7 +572,7 @@ async fn the_server_describes_itself() {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &server.registry).unwrap();
     assert!(
-        text.contains("leadline_redis_commands_total{command=\"get\"} 1"),
+        text.contains("redis_commands_total{command=\"get\"} 1"),
         "{text}"
     );
     assert!(

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
 use super::Workload;
+use super::etcd::Etcd;
 
 /// No reply for this long ends a run: a server that hangs must not hang its measurement.
 const STALLED: Duration = Duration::from_secs(30);
@@ -164,6 +165,9 @@ async fn drive(
     outcome: &RefCell<Outcome>,
 ) -> Result<(), String> {
     let address = &load.addresses[connection as usize % load.addresses.len()];
+    if let Some(address) = address.strip_prefix("etcd://") {
+        return drive_etcd(load, address, rng, shared, began, outcome).await;
+    }
     let failed = |what: &str| format!("{address}: {what}");
     let mut socket = TcpStream::connect(address)
         .await
@@ -222,6 +226,49 @@ async fn drive(
         }
     }
     Ok(())
+}
+
+/// As [`drive`], one call at a time over gRPC.
+async fn drive_etcd(
+    load: &Load,
+    address: &str,
+    mut rng: SmallRng,
+    shared: &Shared,
+    began: Instant,
+    outcome: &RefCell<Outcome>,
+) -> Result<(), String> {
+    let mut etcd = Etcd::connect(address).await?;
+    let value: Vec<u8> = (0..load.value_size)
+        .map(|_| rng.random_range(b'a'..=b'z'))
+        .collect();
+    loop {
+        let nth = shared.begun.fetch_add(1, Ordering::Relaxed);
+        match load.until {
+            Until::Elapsed(duration) if began.elapsed() >= duration => return Ok(()),
+            Until::Operations(total) if nth >= total => return Ok(()),
+            Until::Elapsed(_) | Until::Operations(_) => {}
+        }
+        let key = if load.in_order {
+            nth
+        } else {
+            rng.random_range(0..load.keys)
+        };
+        let name = format!("key:{key:012}").into_bytes();
+        let sent = Instant::now();
+        let called = match load.workload {
+            Workload::Set => etcd.put(name, &value).await,
+            Workload::Get => etcd.get(name).await,
+            _ => return Err("etcd is measured with set and get".into()),
+        };
+        let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
+        shared.done.fetch_add(1, Ordering::Relaxed);
+        let mut outcome = outcome.borrow_mut();
+        outcome.latency.saturating_record(micros.max(1));
+        if let Err(error) = called {
+            outcome.errors += 1;
+            outcome.first_error.get_or_insert(error);
+        }
+    }
 }
 
 fn write_operation(

@@ -1,6 +1,7 @@
 //! `leadline bench`: a load generator for any server that speaks RESP, so that a user can measure
 //! his own cluster, or hold it against another server in the same run.
 
+mod etcd;
 mod load;
 mod process;
 mod report;
@@ -38,13 +39,14 @@ enum Workload {
         leadline bench set get\n  \
         leadline bench set --connections 256 --addr 10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6379\n  \
         leadline bench set incr --pipeline 16 --against 127.0.0.1:6400 --rounds 5\n  \
-        leadline bench get --pid $(pidof leadline) --json")]
+        leadline bench get --pid $(pidof leadline) --json\n  \
+        leadline bench set -c 64 --against etcd://127.0.0.1:2379")]
 pub(crate) struct BenchArgs {
     /// What to run, in this order.
     #[arg(value_enum, default_values_t = [Workload::Set, Workload::Get])]
     workloads: Vec<Workload>,
 
-    /// Servers; connections are dealt out over them.
+    /// Servers; connections are dealt out over them. `etcd://HOST:PORT` speaks to etcd (set, get).
     #[arg(
         long,
         value_name = "HOST:PORT",

@@ -49,12 +49,14 @@ impl MetaOperation {
         Self::new(Change::Bootstrap(catalog.to_wire()))
     }
 
-    /// Gives a joining node an id. Sent again with the same nonce it answers the same id.
+    /// Gives a joining node an id: the next free one, or `wanted` if no node ever had that. Sent
+    /// again with the same nonce it answers the same id.
     #[must_use]
-    pub fn add_member(addresses: &Addresses, join_nonce: Bytes) -> Self {
+    pub fn add_member(addresses: &Addresses, join_nonce: Bytes, wanted: Option<NodeId>) -> Self {
         Self::new(Change::AddMember(wire::AddMember {
             addresses: Some(addresses.to_wire()),
             join_nonce,
+            wanted: wanted.map_or(0, |node| node.0),
         }))
     }
 
@@ -161,8 +163,18 @@ impl Catalog {
                 ));
             }
         }
-        let node = self.next_node;
-        self.next_node = NodeId(node.0 + 1);
+        let node = match add.wanted {
+            0 => self.next_node,
+            // Removed members stay in the catalog, so that no id is used twice.
+            wanted if self.members.contains_key(&NodeId(wanted)) => {
+                return Err(format!(
+                    "node id {wanted} is or was in use, and ids are never used again: choose \
+                     another with --node-id, or leave it to the cluster"
+                ));
+            }
+            wanted => NodeId(wanted),
+        };
+        self.next_node = self.next_node.max(NodeId(node.0.saturating_add(1)));
         let member = MemberInfo {
             addresses,
             state: MemberState::Joining,
@@ -363,7 +375,7 @@ mod tests {
     fn a_join_sent_twice_gets_one_id_and_another_node_another() {
         let mut rows = bootstrapped();
         let join = |nonce: &'static [u8], port| {
-            MetaOperation::add_member(&addresses(port), Bytes::from_static(nonce))
+            MetaOperation::add_member(&addresses(port), Bytes::from_static(nonce), None)
         };
         assert_eq!(run(&mut rows, &join(b"a", 2)).node, Some(NodeId(2)));
         assert_eq!(run(&mut rows, &join(b"a", 2)).node, Some(NodeId(2)));
@@ -371,15 +383,31 @@ mod tests {
     }
 
     #[test]
+    fn a_wanted_id_is_given_once_and_never_again() {
+        let mut rows = bootstrapped();
+        let join = |nonce: &'static [u8], port, wanted| {
+            let nonce = Bytes::from_static(nonce);
+            MetaOperation::add_member(&addresses(port), nonce, Some(NodeId(wanted)))
+        };
+        assert_eq!(run(&mut rows, &join(b"a", 2, 7)).node, Some(NodeId(7)));
+        let remove = MetaOperation::set_member_state(NodeId(7), MemberState::Removed);
+        run(&mut rows, &remove);
+        let taken = run(&mut rows, &join(b"b", 3, 7));
+        assert!(taken.refused.unwrap().contains("never used again"));
+        let next = MetaOperation::add_member(&addresses(3), Bytes::from_static(b"c"), None);
+        assert_eq!(run(&mut rows, &next).node, Some(NodeId(8)));
+    }
+
+    #[test]
     fn an_address_in_use_is_refused_and_one_of_a_join_never_finished_is_not() {
         let mut rows = bootstrapped();
         let taken = run(
             &mut rows,
-            &MetaOperation::add_member(&addresses(1), Bytes::from_static(b"a")),
+            &MetaOperation::add_member(&addresses(1), Bytes::from_static(b"a"), None),
         );
         assert!(taken.refused.unwrap().contains("cluster remove 1"));
         let join = |nonce: &'static [u8]| {
-            MetaOperation::add_member(&addresses(2), Bytes::from_static(nonce))
+            MetaOperation::add_member(&addresses(2), Bytes::from_static(nonce), None)
         };
         assert_eq!(run(&mut rows, &join(b"b")).node, Some(NodeId(2)));
         let again = run(&mut rows, &join(b"c"));
@@ -396,7 +424,7 @@ mod tests {
         assert!(last.refused.unwrap().contains("the last one"));
         run(
             &mut rows,
-            &MetaOperation::add_member(&addresses(2), Bytes::from_static(b"a")),
+            &MetaOperation::add_member(&addresses(2), Bytes::from_static(b"a"), None),
         );
         run(&mut rows, &set(2, MemberState::Removed));
         let back = run(&mut rows, &set(2, MemberState::Up));
@@ -412,7 +440,8 @@ mod tests {
         prop_oneof![
             (1..5_u16, 0..6_u8).prop_map(|(port, nonce)| MetaOperation::add_member(
                 &addresses(port),
-                Bytes::copy_from_slice(&[nonce])
+                Bytes::copy_from_slice(&[nonce]),
+                None
             )),
             (1..6_u64, states)
                 .prop_map(|(node, state)| MetaOperation::set_member_state(NodeId(node), state)),

@@ -70,7 +70,8 @@ impl ClusterClient {
         }
     }
 
-    /// Asks for a place in the cluster: the node's id, and the catalog.
+    /// Asks for a place in the cluster: the node's id (`wanted`, or the next
+    /// free one), and the catalog.
     ///
     /// # Errors
     /// `Refused` says why; else try another seed.
@@ -79,12 +80,14 @@ impl ClusterClient {
         ctx: &Context,
         addresses: &Addresses,
         join_nonce: Bytes,
+        wanted: Option<NodeId>,
     ) -> Result<(NodeId, Catalog), ClusterError> {
         let request = wire::JoinRequest {
             format: FORMAT,
             addresses: Some(addresses.to_wire()),
             join_nonce,
             cluster: 0,
+            wanted: wanted.map_or(0, |node| node.0),
         };
         let reply = self.inner.join(grpc::request(ctx, request)).await?;
         let reply = reply.into_inner();

@@ -66,7 +66,11 @@ impl Cluster for ClusterService {
             )));
         }
         let addresses = Addresses::from_wire(request.addresses.unwrap_or_default());
-        let add = MetaOperation::add_member(&addresses, request.join_nonce);
+        let add = MetaOperation::add_member(
+            &addresses,
+            request.join_nonce,
+            (request.wanted > 0).then_some(NodeId(request.wanted)),
+        );
         let reply = self.change(&ctx, add).await?;
         let (Some(node), Some(catalog)) = (reply.node, reply.catalog) else {
             return Err(Status::internal("the catalog gave no id"));

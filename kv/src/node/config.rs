@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use leadline_raft::NodeId;
 use leadline_raft::engine::{ReadMode, Timing};
 use leadline_raft::tls::PeerTls;
 
@@ -32,6 +33,9 @@ pub struct NodeConfig {
     /// Bytes that requests under way may hold.
     pub memory_budget: usize,
     pub bootstrap: Bootstrap,
+    /// The id that a joining node would like; `None`: the cluster gives the next free one. A node
+    /// that has an id already must be given that one or none.
+    pub node: Option<NodeId>,
     /// Where the other nodes and clients reach this one.
     pub advertise: Addresses,
     pub tls: Option<PeerTls>,

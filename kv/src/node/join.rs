@@ -27,6 +27,12 @@ pub(super) async fn first_start(
             let dir = config.data_dir.display().to_string();
             return Err(OpenError::NoCluster(dir));
         }
+        Bootstrap::New { .. } if config.node.is_some_and(|node| node != FIRST) => {
+            return Err(OpenError::Invalid(
+                "the first node of a cluster is node 1: leave out --node-id, or --join a cluster"
+                    .into(),
+            ));
+        }
         Bootstrap::New { .. } => (ClusterId(rand::random()), FIRST, None),
         Bootstrap::Join { seeds } => {
             let (node, catalog) = ask(ctx, config, seeds).await?;
@@ -109,7 +115,10 @@ async fn ask_one(
     nonce: Bytes,
 ) -> Result<(NodeId, Catalog), ClusterError> {
     let mut client = ClusterClient::connect(ctx, seed, config.tls.as_ref()).await?;
-    match ctx.run(client.join(ctx, &config.advertise, nonce)).await {
+    match ctx
+        .run(client.join(ctx, &config.advertise, nonce, config.node))
+        .await
+    {
         Ok(joined) => joined,
         Err(ended) => Err(ClusterError::Unreachable {
             address: seed.to_owned(),

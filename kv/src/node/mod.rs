@@ -108,6 +108,14 @@ impl Node {
             Some(identity) => (identity, join::ask_again(ctx, &config, identity).await?),
             None => join::first_start(ctx, &config, asked.unwrap_or_default()).await?,
         };
+        if let Some(asked) = config.node
+            && asked != identity.node
+        {
+            return Err(OpenError::Invalid(format!(
+                "this is node {}, not {asked}: leave out --node-id, or start with an empty --data-dir",
+                identity.node
+            )));
+        }
         let store = open_store(&config, identity.engine).await?;
 
         let hlc = Arc::new(Hlc::new());

@@ -127,6 +127,7 @@ impl Served {
             cache_bytes: 1 << 20,
             memory_budget: 16 << 20,
             bootstrap,
+            node: None,
             advertise: Addresses {
                 grpc: address.clone(),
                 ..Addresses::default()

@@ -68,8 +68,8 @@ export function Live({ before, after, error }) {
       <section class="card">
         <h2>What can pile up</h2>
         <div class="figures" id="queues">
-          <Figure name="pending verifications" value={count(total(after, "leadline_raft_pending_verifications"))} />
-          <Figure name="pending proposals" value={count(total(after, "leadline_raft_pending_proposals"))} />
+          <Figure name="pending verifications" value={count(total(after, "leadline_raft_group_pending_verifications"))} />
+          <Figure name="pending proposals" value={count(total(after, "leadline_raft_group_pending_proposals"))} />
           <Figure name="forwards pending" value={count(total(after, "leadline_coordinator_forwards_pending"))} />
           <Figure name="waiting for a leader" value={count(total(after, "leadline_coordinator_parked_requests"))} />
           <Figure name="log queue" value={count(total(after, "leadline_raft_log_queue_depth"))} />

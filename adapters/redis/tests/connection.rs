@@ -576,7 +576,7 @@ async fn the_server_describes_itself() {
         "{text}"
     );
     assert!(
-        text.contains("leadline_redis_command_duration_seconds_count{command=\"get\"} 1"),
+        text.contains("redis_command_duration_seconds_count{command=\"get\"} 1"),
         "{text}"
     );
     server.stop().await;

@@ -305,7 +305,7 @@ mod tests {
                 ..Addresses::default()
             };
             let nonce = vec![u8::try_from(number).unwrap()].into();
-            let joined = self.change(&MetaOperation::add_member(&addresses, nonce));
+            let joined = self.change(&MetaOperation::add_member(&addresses, nonce, None));
             let node = joined.node.unwrap();
             self.live.insert(node);
             node

@@ -291,7 +291,7 @@ mod tests {
         let mut changes = vec![MetaOperation::bootstrap(&first)];
         for node in 2..=3 {
             let nonce = vec![u8::try_from(node).unwrap()].into();
-            changes.push(MetaOperation::add_member(&address(node), nonce));
+            changes.push(MetaOperation::add_member(&address(node), nonce, None));
         }
         let replies = changes.iter().map(|change| change.evaluate(&mut rows));
         MetaReply::decode(&replies.last().unwrap().unwrap())

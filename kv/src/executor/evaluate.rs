@@ -63,54 +63,18 @@ impl ExecutorRows<'_> {
         }
         self.refused.is_none()
     }
-}
 
-impl Rows for ExecutorRows<'_> {
-    fn commit_ts(&self) -> Timestamp {
-        self.stamp
-    }
-
-    fn random(&mut self) -> u64 {
-        self.random.random()
-    }
-
-    fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, RowError> {
-        Ok(self.get_versioned(key)?.map(|(value, _)| value))
-    }
-
-    fn get_versioned(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
-        owns(self.owned, key)?;
-        match self.overlay.get(key) {
-            Some((known, number)) => {
-                self.saw = self.saw.max(number);
-                match known {
-                    Known::Value(value, stamp) => Ok(Some((value.clone(), *stamp))),
-                    Known::Deleted => Ok(None),
-                }
-            }
-            None => match self.state.get(key)? {
-                Some(stored) => decode(&stored).map(Some),
-                None => Ok(None),
-            },
-        }
-    }
-
-    fn scan(
-        &mut self,
-        range: Range<Bytes>,
+    /// Merges the overlay with the applied state.
+    fn scan_over(
+        &self,
+        range: &Range<Bytes>,
         order: ScanOrder,
         visit: &mut dyn FnMut(&[u8], &Bytes) -> bool,
     ) -> Result<(), RowError> {
-        let range =
-            range.start.max(self.owned.start.clone())..range.end.min(self.owned.end.clone());
-        if range.start >= range.end {
-            return Ok(());
-        }
-        self.saw = self.overlay.newest();
         let overlay = &*self.overlay;
         let mut pending: Box<dyn Iterator<Item = (&Bytes, &Known)>> = match order {
-            ScanOrder::Ascending => Box::new(overlay.range(&range)),
-            ScanOrder::Descending => Box::new(overlay.range(&range).rev()),
+            ScanOrder::Ascending => Box::new(overlay.range(range)),
+            ScanOrder::Descending => Box::new(overlay.range(range).rev()),
         };
         let before = |a: &[u8], b: &[u8]| match order {
             ScanOrder::Ascending => a < b,
@@ -120,7 +84,7 @@ impl Rows for ExecutorRows<'_> {
         let mut failed = None;
         let mut seen = 0usize;
         let mut going = true;
-        self.state.scan(&range, order, &mut |key, stored| {
+        self.state.scan(range, order, &mut |key, stored| {
             seen += 1;
             if seen.is_multiple_of(LOOK_EVERY) && self.ctx.ended().is_some() {
                 failed = Some(RowError::Ended);
@@ -168,6 +132,78 @@ impl Rows for ExecutorRows<'_> {
             }
             next = pending.next();
         }
+        Ok(())
+    }
+}
+
+/// The first key after `key`.
+fn after(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}
+
+impl Rows for ExecutorRows<'_> {
+    fn commit_ts(&self) -> Timestamp {
+        self.stamp
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random.random()
+    }
+
+    fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, RowError> {
+        Ok(self.get_versioned(key)?.map(|(value, _)| value))
+    }
+
+    fn get_versioned(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
+        owns(self.owned, key)?;
+        match self.overlay.get(key) {
+            Some((known, number)) => {
+                self.saw = self.saw.max(number);
+                match known {
+                    Known::Value(value, stamp) => Ok(Some((value.clone(), *stamp))),
+                    Known::Deleted => Ok(None),
+                }
+            }
+            None => match self.state.get(key)? {
+                Some(stored) => decode(&stored).map(Some),
+                None => Ok(None),
+            },
+        }
+    }
+
+    fn scan(
+        &mut self,
+        range: Range<Bytes>,
+        order: ScanOrder,
+        visit: &mut dyn FnMut(&[u8], &Bytes) -> bool,
+    ) -> Result<(), RowError> {
+        let range =
+            range.start.max(self.owned.start.clone())..range.end.min(self.owned.end.clone());
+        if range.start >= range.end {
+            return Ok(());
+        }
+        self.saw = self.overlay.newest();
+        let whole = range.clone();
+        let range = self.overlay.without_gap(range, order);
+        if range.start >= range.end {
+            return Ok(());
+        }
+        let mut first = None;
+        self.scan_over(&range, order, &mut |key, value| {
+            if first.is_none() {
+                first = Some(Bytes::copy_from_slice(key));
+            }
+            visit(key, value)
+        })?;
+        // Up to the first row there is nothing; the end of a scan that found none is the end of it.
+        self.overlay.add_gap(match (first, order) {
+            (None, _) => whole,
+            (Some(first), ScanOrder::Ascending) => whole.start..first,
+            (Some(first), ScanOrder::Descending) => after(&first)..whole.end,
+        });
         Ok(())
     }
 

@@ -9,6 +9,8 @@
 //! 2. A row in `rows` is newer than every range deletion that covers it: a range deletion takes
 //!    what it covers out of `rows`.
 //! 3. Owned by the executor's thread: no lock.
+//! 4. No row is in a gap, neither here nor in the applied state: only the executor's commands change
+//!    rows, and each row they put is taken out of the gaps.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Bound, Range};
@@ -16,8 +18,8 @@ use std::ops::{Bound, Range};
 use bytes::Bytes;
 
 use super::entry::BatchWriter;
-use crate::Timestamp;
 use crate::storage::Row;
+use crate::{ScanOrder, Timestamp};
 
 /// What the overlay knows of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +40,9 @@ enum Undo {
     Range(Vec<(Bytes, Pending)>),
 }
 
+/// How many gaps are remembered.
+const GAPS: usize = 8;
+
 /// An effect costs about this much beside its key and value.
 const EFFECT_BYTES: usize = 16;
 
@@ -54,6 +59,10 @@ pub(crate) struct Overlay {
     /// Takes the command that is being evaluated back.
     undo: Vec<Undo>,
     mark: (usize, usize),
+    /// Ranges that scans found empty, newest last. An engine reads over what was deleted, row by
+    /// row, until it compacts: taking element after element off one end of a collection would cost
+    /// more each time.
+    gaps: VecDeque<Range<Bytes>>,
 }
 
 impl Overlay {
@@ -68,7 +77,37 @@ impl Overlay {
             bytes: 0,
             undo: Vec::new(),
             mark: (0, 0),
+            gaps: VecDeque::new(),
         }
+    }
+
+    /// Remembers that no row is in `range`.
+    pub(crate) fn add_gap(&mut self, range: Range<Bytes>) {
+        if range.start >= range.end {
+            return;
+        }
+        self.gaps
+            .retain(|gap| gap.start < range.start || gap.end > range.end);
+        if self.gaps.len() == GAPS {
+            self.gaps.pop_front();
+        }
+        self.gaps.push_back(range);
+    }
+
+    /// `range` without the known gap at its start or at its end, whichever a scan in `order` meets
+    /// first.
+    pub(crate) fn without_gap(&self, range: Range<Bytes>, order: ScanOrder) -> Range<Bytes> {
+        let Range { mut start, mut end } = range;
+        for gap in self.gaps.iter().rev() {
+            match order {
+                ScanOrder::Ascending if gap.contains(&start) => start = gap.end.clone(),
+                ScanOrder::Descending if gap.start < end && end <= gap.end => {
+                    end = gap.start.clone();
+                }
+                ScanOrder::Ascending | ScanOrder::Descending => {}
+            }
+        }
+        start..end
     }
 
     /// The batch that is being built.
@@ -144,8 +183,21 @@ impl Overlay {
     }
 
     pub(crate) fn put(&mut self, key: Bytes, value: Bytes, stamp: Timestamp) {
+        if !self.gaps.is_empty() {
+            self.fill_gaps(&key);
+        }
         self.bytes += key.len() + value.len() + EFFECT_BYTES;
         self.write(key, Known::Value(value, stamp));
+    }
+
+    /// Takes `key` out of the gaps (invariant 4): of each, what lies before it stays one.
+    fn fill_gaps(&mut self, key: &Bytes) {
+        for gap in &mut self.gaps {
+            if gap.contains(key) {
+                gap.end = key.clone();
+            }
+        }
+        self.gaps.retain(|gap| gap.start < gap.end);
     }
 
     pub(crate) fn delete(&mut self, key: Bytes) {
@@ -178,6 +230,10 @@ impl Overlay {
 
     /// Takes the effects of the command back.
     pub(crate) fn roll_back(&mut self) {
+        // What the command deleted is there again.
+        if !self.undo.is_empty() {
+            self.gaps.clear();
+        }
         while let Some(undo) = self.undo.pop() {
             match undo {
                 Undo::Row(key, Some(before)) => {
@@ -296,6 +352,8 @@ mod tests {
         Close,
         /// Applies the oldest batch in flight, and tells the overlay.
         Apply,
+        /// Scans from a row, in the middle of a command or between two.
+        Look(u8),
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -304,6 +362,7 @@ mod tests {
                 .prop_map(|(changes, succeeds)| Step::Command(changes, succeeds)),
             1 => Just(Step::Close),
             1 => Just(Step::Apply),
+            2 => (0..12u8).prop_map(Step::Look),
         ]
     }
 
@@ -311,6 +370,17 @@ mod tests {
 
     fn key(key: u8) -> Bytes {
         Bytes::copy_from_slice(&[key])
+    }
+
+    /// Remembers the gaps on both sides of `at`, as a scan from it would.
+    fn look(overlay: &mut Overlay, model: &Table, at: u8) {
+        let next = model.range(at..).next().map_or(12, |(&found, _)| found);
+        overlay.add_gap(key(at)..key(next));
+        let before = model
+            .range(..at)
+            .next_back()
+            .map_or(0, |(&found, _)| found + 1);
+        overlay.add_gap(key(before)..key(at));
     }
 
     fn apply(table: &mut Table, entry: Bytes) {
@@ -366,6 +436,7 @@ mod tests {
                                     model.retain(|k, _| *k < start || *k >= end);
                                 }
                             }
+                            look(&mut overlay, &model, 6);
                         }
                         if !succeeds {
                             overlay.roll_back();
@@ -379,10 +450,15 @@ mod tests {
                         flight.push_back((number, out.finish(Timestamp(1))));
                     }
                     Step::Close => {}
+                    Step::Look(at) => look(&mut overlay, &model, at),
                     Step::Apply => if let Some((number, entry)) = flight.pop_front() {
                         apply(&mut state, entry);
                         overlay.prune(number);
                     },
+                }
+                for gap in &overlay.gaps {
+                    let inside = model.keys().find(|&&k| gap.contains(&key(k)));
+                    prop_assert_eq!(inside, None, "in the gap {:?}", gap);
                 }
                 for k in 0..12 {
                     let seen = match overlay.get(&key(k)) {

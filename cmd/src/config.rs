@@ -271,6 +271,12 @@ impl ServeArgs {
             }
             None => bind.to_string(),
         };
+        let join = self.join.unwrap_or_default();
+        if let Some(seed) = join.iter().find(|seed| !is_host_and_port(seed)) {
+            return Err(conflict(format!(
+                "--join '{seed}': write the gRPC address of a node, HOST:PORT (10.0.0.1:50051)"
+            )));
+        }
         let peer_tls = match (self.peer_ca, self.peer_cert, self.peer_key) {
             (Some(ca), Some(cert), Some(key)) => Some(PeerTlsFiles { ca, cert, key }),
             (None, None, None) => None,
@@ -299,7 +305,7 @@ impl ServeArgs {
             data_dir: self
                 .data_dir
                 .unwrap_or_else(|| PathBuf::from("leadline-data")),
-            join: self.join.unwrap_or_default(),
+            join,
             node_id: self.node_id,
             advertise,
             redis: address_of("redis", bind, self.redis.as_deref(), 6379)?,
@@ -331,6 +337,12 @@ impl ServeArgs {
 
 fn conflict(what: String) -> ConfigError {
     ConfigError::Conflict(what)
+}
+
+fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|n| n > 0)
+    })
 }
 
 fn is_ipv6(host: &str) -> bool {
@@ -383,6 +395,21 @@ mod tests {
         assert_eq!(settings.redis, "127.0.0.1:6379".parse().unwrap());
         assert_eq!(settings.advertise, "127.0.0.1");
         assert_eq!(settings.data_dir, PathBuf::from("leadline-data"));
+    }
+
+    #[test]
+    fn a_seed_without_a_port_is_refused_by_name() {
+        for wrong in ["10.0.0.1", ":50051", "host:", "host:grpc", "http://host:1"] {
+            let args = ServeArgs {
+                join: Some(vec!["10.0.0.1:50051".into(), wrong.into()]),
+                ..ServeArgs::default()
+            };
+            let error = args.resolve().unwrap_err().to_string();
+            assert!(
+                error.contains(wrong) && error.contains("HOST:PORT"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use leadline_raft::{ClusterId, Context, NodeId};
+use tokio::time::Instant;
 
 use super::{Bootstrap, FIRST, NodeConfig, OpenError, remember};
 use crate::catalog::Catalog;
@@ -15,6 +16,8 @@ use crate::storage::{EngineKind, Identity};
 const SEED: Duration = Duration::from_secs(2);
 /// And where the answer is only useful.
 const GLANCE: Duration = Duration::from_millis(300);
+/// How often a node that finds no seed says so.
+const SAY_AGAIN: Duration = Duration::from_secs(30);
 
 /// Gives an empty data directory an identity; a node that joins also learns the catalog.
 pub(super) async fn first_start(
@@ -88,22 +91,29 @@ async fn ask(
 ) -> Result<(NodeId, Catalog), OpenError> {
     let nonce = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
     let mut last = "no seed was given: --join HOST:PORT".to_owned();
-    for tries in 0_u8.. {
+    let mut said: Option<(String, Instant)> = None;
+    let mut tries = 0_u8;
+    loop {
         for seed in seeds {
             let child = ctx.child(SEED);
             match ask_one(&child, config, seed, nonce.clone()).await {
                 Ok(place) => return Ok(place),
                 Err(ClusterError::Refused(why)) => return Err(OpenError::Join(why)),
                 Err(ClusterError::Address(why)) => return Err(OpenError::Invalid(why)),
-                Err(error) => {
-                    tracing::info!(seed, %error, "asking for a place in the cluster");
-                    last = error.to_string();
-                }
+                Err(error) => last = error.to_string(),
             }
+        }
+        let is_new = said
+            .as_ref()
+            .is_none_or(|(text, at)| *text != last || at.elapsed() > SAY_AGAIN);
+        if is_new && !seeds.is_empty() {
+            tracing::warn!("no place in the cluster yet: {last}; asking again");
+            said = Some((last.clone(), Instant::now()));
         }
         if seeds.is_empty() || ctx.run(tokio::time::sleep(backoff(tries))).await.is_err() {
             break;
         }
+        tries = tries.saturating_add(1);
     }
     Err(OpenError::Join(last))
 }

@@ -364,7 +364,8 @@ def hostile(checks):
         silent.append(deaf)
     time.sleep(1.5)
     grown = node.rss() - before
-    checks.that(f"clients that never read hold little: {grown >> 20} MiB in all", grown < 256 << 20)
+    # Each may have 64 replies under way before the first shows how large they are.
+    checks.that(f"4 clients that never read hold no more than 4 x 64 replies: {grown >> 20} MiB", grown < 400 << 20)
     [deaf.close() for deaf in silent]
 
     # Many connections at once, each with a little.

@@ -207,7 +207,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     }
     tracing::info!(
         node = %node.id(),
-        cluster = %format_args!("{:x}", node.cluster().0),
+        cluster = %format_args!("{:016x}", node.cluster().0),
         redis = addresses.redis,
         admin = format_args!("http://{}/", addresses.admin),
         grpc = addresses.grpc,

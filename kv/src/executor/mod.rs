@@ -95,7 +95,7 @@ impl Default for ShardConfig {
             queue_bytes: 64 << 20,
             batch_commands: 1024,
             batch_bytes: 512 << 10,
-            command_bytes: 32 << 20,
+            command_bytes: LARGEST_COMMAND,
             in_flight: 8,
             in_flight_bytes: 32 << 20,
             batch_deadline: leadline_raft::FALLBACK_DEADLINE,
@@ -105,6 +105,11 @@ impl Default for ShardConfig {
         }
     }
 }
+
+/// Bytes that one command may write: what one entry of the Raft log takes, less room for the
+/// batch's own header, keys and the stamps of rows. Refused while it is evaluated: an entry that
+/// consensus refused would end the executor's life, and its neighbours' commands with it.
+pub const LARGEST_COMMAND: usize = leadline_raft::MAX_ENTRY_BYTES - (1 << 20);
 
 /// Background work on the rows of a shard, in bounded steps: active expiry, dead generations.
 pub trait Sweep: Send + Sync + 'static {

@@ -104,13 +104,21 @@ pub enum LogOpenError {
         supported: u16,
     },
     /// Something that had been synced is not what was written.
-    #[error("the Raft log is damaged in {} at offset {offset}: {what}", path.display())]
+    #[error(
+        "the Raft log is damaged in {} at offset {offset}: {what}; restore the file, or remove this \
+         node from the cluster and let it join again with an empty --data-dir",
+        path.display()
+    )]
     Corrupt {
         path: PathBuf,
         offset: u64,
         what: &'static str,
     },
-    #[error("{} is missing: {what}", path.display())]
+    #[error(
+        "{} is missing: {what}; restore the file, or remove this node from the cluster and let it \
+         join again with an empty --data-dir",
+        path.display()
+    )]
     Missing { path: PathBuf, what: &'static str },
     /// The log is shorter than it was known to be.
     #[error(

@@ -214,9 +214,9 @@ impl Membership for Group {
         let leader = self.leading()?;
         let to = match to {
             Some(to) => to,
-            None => self
-                .successor()?
-                .ok_or(RaftError::Overloaded("no other voter to lead"))?,
+            None => self.successor()?.ok_or_else(|| {
+                RaftError::Stopped("it has no other voter that could lead".into())
+            })?,
         };
         if to == self.node {
             return Ok(());

@@ -15,7 +15,8 @@ pub(crate) enum LogFormat {
 }
 
 /// Sends what `filter` admits to standard error. openraft reports each step of each election:
-/// unless the filter names it, only its errors are shown.
+/// unless the filter names it, only its errors are shown, and of its heartbeats not even those: a
+/// peer that is away fails each of them, and the transport has said so once.
 ///
 /// # Errors
 /// A line that names the bad filter.
@@ -23,7 +24,9 @@ pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), String> {
     let directives = if filter.contains("openraft") {
         filter.to_owned()
     } else {
-        format!("{filter},openraft=error,fjall=warn,lsm_tree=warn,sled=warn,h2=warn,tonic=warn")
+        format!(
+            "{filter},openraft=error,openraft::core::heartbeat=off,fjall=warn,lsm_tree=warn,sled=warn,h2=warn,tonic=warn"
+        )
     };
     let filter = EnvFilter::try_new(&directives).map_err(|error| {
         format!("--log '{filter}' is no filter ({error}): write error, warn, info, debug or trace")

@@ -11,6 +11,7 @@ use leadline_raft::tls::PeerTls;
 use leadline_raft::{Context, GroupId, NodeId};
 
 use crate::config::PeerTlsFiles;
+use crate::output::say;
 use crate::units::Span;
 
 #[derive(Debug, Args)]
@@ -95,7 +96,7 @@ enum ClusterCommand {
 /// One line that says what was not done and why.
 pub(crate) fn run(args: ClusterArgs) -> Result<(), String> {
     if let ClusterCommand::Add = args.command {
-        println!(
+        say!(
             "A machine joins by itself. On it, with an empty data directory, run:\n\n    \
              leadline serve --join {} --bind 0.0.0.0 --advertise ITS-ADDRESS\n\n\
              It gets copies of every shard and a vote as soon as it has caught up; \
@@ -152,7 +153,7 @@ async fn run_on(
                 .map_err(|error| error.to_string())?;
             if json {
                 let text = serde_json::to_string_pretty(&overview).map_err(|e| e.to_string())?;
-                println!("{text}");
+                say!("{text}");
             } else {
                 print_status(&overview);
             }
@@ -164,9 +165,9 @@ async fn run_on(
                 .await
                 .map_err(|error| error.to_string())?;
             if left.is_empty() {
-                println!("Node {id} is removed.");
+                say!("Node {id} is removed.");
             } else {
-                println!(
+                say!(
                     "Node {id} is removed from the catalog; the cluster is still taking it out of {}.",
                     groups(&left)
                 );
@@ -182,7 +183,7 @@ async fn run_on(
                 .transfer_leader(ctx, GroupId(shard), to.map(NodeId))
                 .await
                 .map_err(|error| error.to_string())?;
-            println!("Group {shard} has another leader.");
+            say!("Group {shard} has another leader.");
             Ok(())
         }
         ClusterCommand::TransferLeader { from, .. } => {
@@ -191,7 +192,7 @@ async fn run_on(
                 .transfer_all(ctx, NodeId(from))
                 .await
                 .map_err(|error| error.to_string())?;
-            println!("{moved} groups moved off node {from}.");
+            say!("{moved} groups moved off node {from}.");
             Ok(())
         }
         ClusterCommand::Drain { id, undo: true } => {
@@ -199,7 +200,7 @@ async fn run_on(
                 .undrain(ctx, NodeId(id))
                 .await
                 .map_err(|error| error.to_string())?;
-            println!("Node {id} may lead again.");
+            say!("Node {id} may lead again.");
             Ok(())
         }
         ClusterCommand::Drain { id, undo: false } => {
@@ -208,7 +209,7 @@ async fn run_on(
                 .await
                 .map_err(|error| error.to_string())?;
             if left.is_empty() {
-                println!("Node {id} leads nothing and will not until `drain {id} --undo`.");
+                say!("Node {id} leads nothing and will not until `drain {id} --undo`.");
                 Ok(())
             } else {
                 Err(format!(
@@ -237,7 +238,7 @@ fn print_status(overview: &ClusterOverview) {
     } else {
         "NOT every shard has a leader with a quorum".to_owned()
     };
-    println!("cluster {}: {verdict}\n", overview.cluster);
+    say!("cluster {}: {verdict}\n", overview.cluster);
 
     let mut nodes = Table::new();
     nodes.load_preset(presets::NOTHING).set_header([
@@ -268,7 +269,7 @@ fn print_status(overview: &ClusterOverview) {
             member.addresses.admin.clone(),
         ]);
     }
-    println!("{nodes}\n");
+    say!("{nodes}\n");
 
     let mut shards = Table::new();
     shards.load_preset(presets::NOTHING).set_header([
@@ -294,9 +295,9 @@ fn print_status(overview: &ClusterOverview) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    println!("{shards}");
+    say!("{shards}");
     for sentence in &overview.unknown {
-        println!("not known: {sentence}");
+        say!("not known: {sentence}");
     }
 }
 

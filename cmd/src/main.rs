@@ -4,6 +4,7 @@ mod bench;
 mod cluster;
 mod config;
 mod logging;
+mod output;
 mod serve;
 mod tls;
 mod units;

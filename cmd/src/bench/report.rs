@@ -7,6 +7,7 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::load::Outcome;
+use crate::output::say;
 
 /// One workload on one server in one round.
 #[derive(Clone, Debug)]
@@ -134,7 +135,7 @@ pub(super) fn print(sides: &[&str], report: &[(String, Vec<Vec<Row>>)], json: bo
                     "max_us": summary.latency.max(), "cpu_us_per_op": summary.cpu_us,
                     "ratio": ratio, "cpu_ratio": cpu_ratio,
                 });
-                println!("{line}");
+                say!("{line}");
             } else {
                 let number =
                     |value: Option<f64>| value.map_or_else(String::new, |v| format!("{v:.2}"));
@@ -158,7 +159,7 @@ pub(super) fn print(sides: &[&str], report: &[(String, Vec<Vec<Row>>)], json: bo
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        println!("{table}");
+        say!("{table}");
     }
     for complaint in complaints {
         eprintln!("leadline: {complaint}");

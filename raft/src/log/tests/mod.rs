@@ -114,13 +114,27 @@ async fn look(log: &SharedLog) -> Model {
     model
 }
 
+/// The files of `dir`, also of a log that is open: its housekeeper renames a segment once it is
+/// prepared, and what vanished under the copy's hands is looked up again.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    fs::read_dir(dir)
-        .unwrap()
+    for _ in 0..100 {
+        match copy_of(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            copied => return copied.unwrap(),
+        }
+    }
+    panic!(
+        "the files of {} change faster than they can be copied",
+        dir.display()
+    )
+}
+
+fn copy_of(dir: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    fs::read_dir(dir)?
         .map(|entry| {
-            let path = entry.unwrap().path();
+            let path = entry?.path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            (name, fs::read(path).unwrap())
+            Ok((name, fs::read(path)?))
         })
         .collect()
 }

@@ -77,6 +77,10 @@ struct Call {
     end: End,
 }
 
+/// Nodes and callers share two processors with whatever else runs: one call in a thousand of a kind
+/// may be later than its limit, by no more than this.
+const HICCUP: Duration = Duration::from_millis(100);
+
 /// The key of every caller; its shard's leader is the one under siege.
 const KEY: &str = "incident";
 
@@ -319,8 +323,13 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
     println!(
         "  leader CPU {cpu:.1} % of one core, RSS {grown:+.1} MiB; pending verifications, most seen: {pending}; the callers' own timer was at most {stall:.1?} late"
     );
+    let mut tardy: BTreeMap<Caller, usize> = BTreeMap::new();
     for call in &calls {
-        verdict.require(call.took <= call.caller.limit() + stall, || {
+        let late = call.took.saturating_sub(call.caller.limit() + stall);
+        if !late.is_zero() {
+            *tardy.entry(call.caller).or_default() += 1;
+        }
+        verdict.require(late <= HICCUP, || {
             format!(
                 "{:?} took {:?}, its deadline is {:?}",
                 call.caller,
@@ -336,6 +345,13 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
         };
         verdict.require(right, || {
             format!("{:?} ended as {:?} without a quorum", call.caller, call.end)
+        });
+    }
+    for (caller, late) in tardy {
+        let all = calls.iter().filter(|call| call.caller == caller).count();
+        println!("  {late} of {all} {caller:?} ended later than their limit");
+        verdict.require(late * 1000 <= all, || {
+            format!("{late} of {all} {caller:?} ended later than their limit")
         });
     }
     let longest = CALLERS

@@ -9,6 +9,7 @@ mod error;
 pub mod grpc;
 mod ids;
 pub mod log;
+pub mod mutations;
 mod node;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::engine::ReadIndex;
+use crate::mutations::{self, Mutation};
 use crate::{LeaderId, LogIndex, NodeId, Term};
 
 /// Clocks may drift apart by a tenth over one lease (and are set to agree far better).
@@ -117,7 +118,12 @@ impl Proofs {
     pub(crate) fn new(node: NodeId, lease: Option<Duration>, clock: Arc<dyn BootClock>) -> Self {
         Self {
             node,
-            lease: lease.map_or(Duration::ZERO, |lease| lease - lease / DRIFT),
+            lease: lease.map_or(Duration::ZERO, |lease| {
+                if mutations::active(Mutation::NoLeaseMargin) {
+                    return lease * 8;
+                }
+                lease - lease / DRIFT
+            }),
             clock,
             origin: Instant::now(),
             sole_term: AtomicU64::new(0),

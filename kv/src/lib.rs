@@ -4,6 +4,7 @@
 //! executor of the shard's leader, over [`Rows`]; what it changed is replicated as effects.
 
 pub mod admission;
+pub mod blobs;
 pub mod catalog;
 pub mod cluster;
 mod coordinator;

@@ -21,10 +21,6 @@
 //!    a damaged copy is fetched again.
 
 mod chunk;
-#[cfg_attr(
-    not(any(test, feature = "testing")),
-    expect(dead_code, reason = "the store on disk takes from it")
-)]
 mod error;
 #[cfg(any(test, feature = "testing"))]
 mod memory;

@@ -7,7 +7,8 @@
 //!
 //! # Invariants
 //! 1. Every key of the keyspace belongs to exactly one group.
-//! 2. Borders between shards in the Redis keyspace are slot borders.
+//! 2. Borders between shards in the Redis keyspace are slot borders; in the S3 keyspace they are
+//!    borders of bucket hashes, so that a bucket is whole in one shard.
 //! 3. The epoch rises with every change, and a copy never goes back.
 //! 4. A node id is given once.
 //! 5. Outside this module nobody knows how many shards there are.
@@ -26,7 +27,7 @@ use prost::Message;
 pub use copy::CatalogCopy;
 pub use operation::{MetaCodec, MetaOperation, MetaReply};
 
-use crate::keyspace::{META, REDIS, SLOTS, slot_start};
+use crate::keyspace::{META, REDIS, S3, SLOTS, bucket_hash_start, slot_start};
 use crate::{Door, wire};
 
 /// The highest catalog format this binary reads, and the one it writes.
@@ -43,6 +44,12 @@ pub const REPLICATION_FACTOR: u32 = 3;
 
 /// The most shards that can be dealt at bootstrap: one per slot would be absurd, this is not.
 pub const MOST_SHARDS: u16 = 1024;
+
+/// Shards of the S3 keyspace when the Redis keyspace gets `shards`: three for four, so that the
+/// default gives each node of three one of them to lead (docs/decisions/0011-a-bucket-is-one-shard.md).
+fn s3_shards(shards: u16) -> u16 {
+    shards - shards / 4
+}
 
 /// Where a node is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -108,8 +115,9 @@ pub enum CatalogError {
 }
 
 impl Catalog {
-    /// The first catalog of a cluster: the Redis slots dealt evenly to groups 1 to `shards`, which
-    /// `first` alone replicates; the last of them also owns what lies behind the Redis keyspace.
+    /// The first catalog of a cluster: the Redis slots dealt evenly to groups 1 to `shards`, the
+    /// hashes of S3 buckets to the groups after them, all of which `first` alone replicates; the
+    /// last also owns what lies behind the S3 keyspace.
     ///
     /// # Panics
     /// Unless `shards` is between 1 and [`MOST_SHARDS`].
@@ -119,11 +127,17 @@ impl Catalog {
             (1..=MOST_SHARDS).contains(&shards),
             "shards: 1 to {MOST_SHARDS}"
         );
-        let border = |i: u16| u16::try_from(u32::from(SLOTS) * u32::from(i) / u32::from(shards));
-        let dealt = (0..shards)
-            .map(|i| Shard {
-                start: Bytes::copy_from_slice(&slot_start(border(i).expect("at most SLOTS"))),
-                group: GroupId(u64::from(i) + 1),
+        let border = |whole: u32, i: u16, parts: u16| {
+            u16::try_from(whole * u32::from(i) / u32::from(parts)).expect("below the whole")
+        };
+        let redis = (0..shards).map(|i| slot_start(border(SLOTS.into(), i, shards)));
+        let of_s3 = s3_shards(shards);
+        let s3 = (0..of_s3).map(|i| bucket_hash_start(border(1 << 16, i, of_s3)));
+        let dealt = (1..)
+            .zip(redis.chain(s3))
+            .map(|(group, start)| Shard {
+                start: Bytes::copy_from_slice(&start),
+                group: GroupId(group),
                 replicas: vec![first],
             })
             .collect();
@@ -230,6 +244,11 @@ impl Catalog {
                 let last = self.search(&slot_start(SLOTS - 1));
                 first..last + 1
             }
+            Door::S3 => {
+                let first = self.search(&bucket_hash_start(0));
+                let last = self.search(&bucket_hash_start(u16::MAX));
+                first..last + 1
+            }
         }
     }
 
@@ -304,7 +323,7 @@ impl Catalog {
                 replicas: shard.replicas.into_iter().map(NodeId).collect(),
             })
             .collect();
-        if shards.is_empty() || shards.len() > usize::from(MOST_SHARDS) {
+        if shards.is_empty() || shards.len() > 2 * usize::from(MOST_SHARDS) {
             return Err(malformed("an impossible number of shards"));
         }
         if !shards.is_sorted_by(|a, b| a.start < b.start) {
@@ -378,11 +397,13 @@ impl Catalog {
     }
 }
 
-/// Whether a shard may begin at `key`: at the start of a slot, or outside the Redis keyspace.
+/// Whether a shard may begin at `key`: at the start of a slot or of a bucket hash, or outside the
+/// Redis and S3 keyspaces.
 fn is_border(key: &[u8]) -> bool {
     match key {
         [REDIS, high, low] => u16::from_be_bytes([*high, *low]) < SLOTS,
-        [REDIS, ..] | [] => false,
+        [S3, _, _] => true,
+        [REDIS | S3, ..] | [] => false,
         [door, ..] => *door > META && *door < END[0],
     }
 }
@@ -460,7 +481,7 @@ mod tests {
             let catalog = dealt(shards);
             let mut sizes = Vec::new();
             let mut next = 0;
-            for group in catalog.groups().skip(1) {
+            for group in catalog.groups().skip(1).take(shards.into()) {
                 let slots = catalog.slots_of(group);
                 prop_assert_eq!(slots.start, next);
                 next = slots.end;
@@ -521,13 +542,31 @@ mod tests {
             Catalog::decode(&bent.encode_to_vec()),
             Err(CatalogError::Malformed(_))
         ));
+        let mut bent = dealt(4).to_wire();
+        bent.shards[5].start = Bytes::from_static(&[S3, 0x70, 0x00, b'b']);
+        assert!(matches!(
+            Catalog::decode(&bent.encode_to_vec()),
+            Err(CatalogError::Malformed(_))
+        ));
     }
 
     #[test]
-    fn the_meta_door_belongs_to_the_meta_group_and_redis_to_all_others() {
-        let catalog = dealt(3);
+    fn each_door_has_groups_of_its_own() {
+        let catalog = dealt(4);
         assert_eq!(catalog.group_of(&ROW), GroupId::META);
         assert_eq!(catalog.positions_of(Door::Meta), 0..1);
-        assert_eq!(catalog.positions_of(Door::Redis), 1..4);
+        assert_eq!(catalog.positions_of(Door::Redis), 1..5);
+        assert_eq!(catalog.positions_of(Door::S3), 5..8);
+        assert!(catalog.slots_of(GroupId(6)).is_empty());
+    }
+
+    /// Catalogs of clusters made before there was an S3 door stay as they are.
+    #[test]
+    fn without_shards_of_their_own_buckets_belong_to_the_last_shard() {
+        let mut older = dealt(4).to_wire();
+        older.shards.truncate(4);
+        let older = Catalog::decode(&older.encode_to_vec()).unwrap();
+        assert_eq!(older.positions_of(Door::S3), 4..5);
+        assert_eq!(older.group_of(&[S3, 0x80, 0x00, b'b']), GroupId(4));
     }
 }

@@ -3,13 +3,16 @@
 //! ```text
 //! 0x01 meta   group 0 for ever
 //! 0x10 redis  | slot u16 BE | database u8 | key, escaped | 0x00 | row kind | generation | sub-key
-//! 0x20 s3     0x30 dynamodb   0x40 sqs   0x50 raw
+//! 0x20 s3     | hash of the bucket u16 BE | bucket | 0x00 | region | …
+//! 0x30 dynamodb   0x40 sqs   0x50 raw
 //! ```
 
 /// Rows of the catalog, the members and the settings.
 pub const META: u8 = 0x01;
 /// Rows of the Redis keyspace.
 pub const REDIS: u8 = 0x10;
+/// Rows of the S3 keyspace.
+pub const S3: u8 = 0x20;
 
 /// Hash slots of the Redis keyspace (Redis Cluster specification, *Key distribution model*).
 pub const SLOTS: u16 = 16384;
@@ -37,6 +40,19 @@ pub fn slot(key: &[u8]) -> u16 {
 pub fn slot_start(slot: u16) -> [u8; 3] {
     let [high, low] = slot.to_be_bytes();
     [REDIS, high, low]
+}
+
+/// Where a bucket lies in the S3 keyspace: CRC16 (XMODEM) of its name.
+#[must_use]
+pub fn bucket_hash(bucket: &[u8]) -> u16 {
+    crc16::State::<crc16::XMODEM>::calculate(bucket)
+}
+
+/// The first byte string of the buckets with `hash`.
+#[must_use]
+pub fn bucket_hash_start(hash: u16) -> [u8; 3] {
+    let [high, low] = hash.to_be_bytes();
+    [S3, high, low]
 }
 
 #[cfg(test)]

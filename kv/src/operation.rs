@@ -30,6 +30,7 @@ impl Timestamp {
 pub enum Door {
     Meta = 0x01,
     Redis = 0x10,
+    S3 = 0x20,
 }
 
 /// Whether an operation may change rows.

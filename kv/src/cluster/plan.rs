@@ -380,10 +380,10 @@ mod tests {
         assert_eq!(world.voters(3), [1, 2]);
         world.join();
         world.settle();
-        for group in 0..=8 {
+        for group in 0..=14 {
             assert_eq!(world.voters(group), [1, 2, 3]);
         }
-        assert!(world.leads().values().all(|&leads| leads == 3));
+        assert!(world.leads().values().all(|&leads| leads == 5));
         let catalog = world.catalog();
         assert!(
             catalog
@@ -446,7 +446,7 @@ mod tests {
         assert_eq!(world.voters(1), [1, 2, 3]);
         world.change(&MetaOperation::set_member_state(NodeId(1), MemberState::Up));
         world.settle();
-        assert_eq!(world.leads()[&NodeId(1)], 2);
+        assert_eq!(world.leads()[&NodeId(1)], 4);
     }
 
     #[test]

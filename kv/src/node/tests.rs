@@ -234,7 +234,7 @@ async fn one_node_serves_and_finds_everything_again_after_a_restart() {
     assert_eq!(node.read(7).await, Ok("v7".into()));
     let overview = node.node.overview(&seconds(5)).await;
     assert!(overview.has_quorum, "{overview:#?}");
-    assert_eq!((overview.groups.len(), overview.may_lose), (5, 0));
+    assert_eq!((overview.groups.len(), overview.may_lose), (8, 0));
     assert!(node.node.readiness().ready, "{:?}", node.node.readiness());
 
     // At another address: the port is a new one.

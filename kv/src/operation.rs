@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use leadline_raft::Context;
 
 /// A hybrid logical timestamp: 48 bits of Unix milliseconds above a 16-bit counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,6 +135,10 @@ pub enum ScanOrder {
 /// A row's *value* here is the adapter's; its header (format version, `commit_ts`) is added and
 /// removed below.
 pub trait Rows {
+    /// What the command runs under: long work looks at it as it goes, and ends with
+    /// [`RowError::Ended`] when it has ended.
+    fn context(&self) -> &Context;
+
     /// The stamp of this command: its time, and the version of all it writes.
     fn commit_ts(&self) -> Timestamp;
 

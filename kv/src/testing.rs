@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -18,15 +19,33 @@ use crate::{KvError, Operation, RequestId, RowError, Rows, ScanOrder, Timestamp}
 type Table = BTreeMap<Bytes, (Bytes, Timestamp)>;
 
 /// Rows in a map, under a clock that the test sets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryRows {
+    ctx: Context,
     table: Table,
     now: Timestamp,
     random: u64,
     woken: Vec<Bytes>,
 }
 
+impl Default for MemoryRows {
+    fn default() -> Self {
+        Self {
+            ctx: Context::with_timeout(Duration::MAX),
+            table: Table::new(),
+            now: Timestamp::default(),
+            random: 0,
+            woken: Vec::new(),
+        }
+    }
+}
+
 impl MemoryRows {
+    /// Sets what the commands to come run under; without it they have all the time there is.
+    pub fn set_context(&mut self, ctx: Context) {
+        self.ctx = ctx;
+    }
+
     /// Sets the clock to `millis` since the epoch.
     pub fn set_millis(&mut self, millis: u64) {
         self.now = Timestamp::from_millis(millis);
@@ -55,6 +74,10 @@ impl MemoryRows {
 }
 
 impl Rows for MemoryRows {
+    fn context(&self) -> &Context {
+        &self.ctx
+    }
+
     fn commit_ts(&self) -> Timestamp {
         self.now
     }

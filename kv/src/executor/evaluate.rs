@@ -145,6 +145,10 @@ fn after(key: &[u8]) -> Bytes {
 }
 
 impl Rows for ExecutorRows<'_> {
+    fn context(&self) -> &Context {
+        self.ctx
+    }
+
     fn commit_ts(&self) -> Timestamp {
         self.stamp
     }
@@ -239,6 +243,7 @@ impl Rows for ExecutorRows<'_> {
 /// Rows for a read on its caller's thread: the applied state as far as the row cache has it.
 /// Whatever needs more is left to the executor.
 pub(super) struct CachedRows<'a> {
+    ctx: &'a Context,
     state: &'a ShardState,
     owned: &'a Range<Bytes>,
     stamp: Timestamp,
@@ -259,8 +264,14 @@ pub(crate) struct CacheVersions {
 }
 
 impl<'a> CachedRows<'a> {
-    pub(super) fn new(state: &'a ShardState, owned: &'a Range<Bytes>, stamp: Timestamp) -> Self {
+    pub(super) fn new(
+        ctx: &'a Context,
+        state: &'a ShardState,
+        owned: &'a Range<Bytes>,
+        stamp: Timestamp,
+    ) -> Self {
         Self {
+            ctx,
             state,
             owned,
             stamp,
@@ -282,6 +293,10 @@ impl<'a> CachedRows<'a> {
 }
 
 impl Rows for CachedRows<'_> {
+    fn context(&self) -> &Context {
+        self.ctx
+    }
+
     fn commit_ts(&self) -> Timestamp {
         self.stamp
     }

@@ -329,7 +329,7 @@ impl<E: Engine> Shard<E> {
             return None;
         }
         let proposed = life.proposed();
-        let mut rows = CachedRows::new(&self.state, owned, self.parts.hlc.now());
+        let mut rows = CachedRows::new(ctx, &self.state, owned, self.parts.hlc.now());
         let reply = operation.evaluate(&mut rows).ok()?;
         if !rows.holds() {
             return None;

@@ -32,6 +32,8 @@ pub(crate) struct Collection {
     /// Where the elements lie, when not under the key's own prefix: a key that was renamed within
     /// its slot leaves them where they are.
     pub(crate) home: Option<Prefix>,
+    /// New and not stored yet: no element row can be there. Not stored itself.
+    pub(crate) fresh: bool,
 }
 
 const HAS_EXPIRY: u8 = 0x80;
@@ -108,6 +110,7 @@ impl First {
                     head,
                     tail,
                     home: (flags & HAS_HOME != 0).then(|| Prefix::stored(&row)),
+                    fresh: false,
                 })
             }
         };
@@ -300,15 +303,17 @@ impl<'a> Db<'a> {
             .unwrap_or_else(|| (self.new_collection(kind), None)))
     }
 
-    /// An empty collection of a generation never used before.
-    pub(crate) fn new_collection(&self, kind: Type) -> Collection {
+    /// An empty collection of a generation never used before. (Not the command's stamp: a script or
+    /// a transaction may make a collection at one key several times under one stamp.)
+    pub(crate) fn new_collection(&mut self, kind: Type) -> Collection {
         Collection {
             kind,
-            generation: self.rows.commit_ts().0,
+            generation: self.rows.random(),
             count: 0,
             head: 0,
             tail: 0,
             home: None,
+            fresh: true,
         }
     }
 
@@ -367,9 +372,16 @@ impl<'a> Db<'a> {
     fn write_first(
         &mut self,
         key: &[u8],
-        new: Option<First>,
+        mut new: Option<First>,
         elements: Elements,
     ) -> Result<(), ReplyError> {
+        if let Some(First {
+            value: Value::Collection(collection),
+            ..
+        }) = &mut new
+        {
+            collection.fresh = false;
+        }
         let seen = self.see(key)?;
         let old = seen.first.take();
         let row_key = seen.row_key.clone();

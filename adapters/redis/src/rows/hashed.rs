@@ -66,7 +66,7 @@ impl<'k> Hashed<'k> {
     }
 
     /// An empty collection that replaces whatever is at `key` when it is saved.
-    pub(crate) fn replacing(db: &Db<'_>, key: &'k [u8], kind: Type) -> Self {
+    pub(crate) fn replacing(db: &mut Db<'_>, key: &'k [u8], kind: Type) -> Self {
         let meta = db.new_collection(kind);
         Self {
             key,
@@ -103,7 +103,7 @@ impl<'k> Hashed<'k> {
     ) -> Result<Option<Bytes>, ReplyError> {
         let row = self.row(element);
         // A collection that this command creates has no rows to look at.
-        let old = if self.meta.count == 0 && self.meta.generation == db.rows().commit_ts().0 {
+        let old = if self.meta.count == 0 && self.meta.fresh {
             None
         } else {
             db.rows().get(&row)?

@@ -18,7 +18,7 @@
 //! # Invariants
 //! 1. Every write to a key also writes its first row: that row's stamp is the key's version.
 //! 2. An element row is live only under the generation that the first row names. A generation is
-//!    the stamp of the command that created the collection, so it is never used twice for a key.
+//!    a random number drawn when the collection is made, so it is never used twice for a key.
 //!    The elements lie under the P of the key that created them: a RENAME within a slot leaves them
 //!    there and the new first row names that P as its home.
 //! 3. A collection has a first row exactly while it has elements.

@@ -61,7 +61,7 @@ impl<'k> SortedSet<'k> {
         Hashed::open_or_new(db, key, Type::SortedSet).map(Self)
     }
 
-    fn replacing(db: &Db<'_>, key: &'k [u8]) -> Self {
+    fn replacing(db: &mut Db<'_>, key: &'k [u8]) -> Self {
         Self(Hashed::replacing(db, key, Type::SortedSet))
     }
 

@@ -62,20 +62,42 @@ impl Client {
         args: &[&str],
         patience: Duration,
     ) -> Result<Reply, Failed> {
-        let mut out = format!("*{}\r\n", args.len());
-        for arg in args {
-            out += &format!("${}\r\n{arg}\r\n", arg.len());
+        let mut replies = self.pipeline(&[args.to_vec()], patience).await?;
+        replies
+            .pop()
+            .ok_or_else(|| Failed::Broken(std::io::ErrorKind::InvalidData.into()))
+    }
+
+    /// Sends commands in one go and waits for all their replies, `patience` at the most.
+    pub(crate) async fn pipeline(
+        &mut self,
+        commands: &[Vec<&str>],
+        patience: Duration,
+    ) -> Result<Vec<Reply>, Failed> {
+        let mut out = String::new();
+        for args in commands {
+            out += &format!("*{}\r\n", args.len());
+            for arg in args {
+                out += &format!("${}\r\n{arg}\r\n", arg.len());
+            }
         }
         let began = Instant::now();
-        self.socket
-            .write_all(out.as_bytes())
-            .await
+        let sent = tokio::time::timeout(patience, self.socket.write_all(out.as_bytes()));
+        sent.await
+            .map_err(|_| Failed::Silent(patience))?
             .map_err(Failed::Broken)?;
+        let mut replies = Vec::with_capacity(commands.len());
         loop {
             let mut at = 0;
-            if let Some(reply) = parse(&self.input, &mut at) {
+            while replies.len() < commands.len()
+                && let Some(reply) = parse(&self.input, &mut at)
+            {
                 self.input.advance(at);
-                return Ok(reply);
+                at = 0;
+                replies.push(reply);
+            }
+            if replies.len() == commands.len() {
+                return Ok(replies);
             }
             let left = patience.saturating_sub(began.elapsed());
             match tokio::time::timeout(left, self.socket.read_buf(&mut self.input)).await {

@@ -12,8 +12,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use hdrhistogram::Histogram;
 
 use crate::client::{Client, Failed, Reply, http_get};
-use crate::cluster::{Cluster, NODES};
-use crate::net;
+use crate::cluster::Cluster;
 
 /// The kinds of callers, in the order they arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,7 +166,7 @@ async fn besiege(
     duration: Duration,
     rate: u32,
 ) -> Result<Siege, String> {
-    let (leader_at, follower_at) = (net::address(leader), net::address(follower));
+    let (leader_at, follower_at) = (cluster.address(leader), cluster.address(follower));
     let began = Instant::now();
     let mut next = began;
     let mut kinds = CALLERS.iter().cycle();
@@ -255,29 +254,29 @@ impl Verdict {
 /// # Errors
 /// Everything that did not hold.
 pub(crate) async fn run(
-    prefix: &str,
-    binary: &Path,
+    mut cluster: Cluster,
+    logs: &Path,
     phase: Duration,
     rate: u32,
 ) -> Result<(), String> {
-    let mut cluster = Cluster::start(prefix, binary, &["--shards", "1"]).await?;
     let result = siege(&mut cluster, phase, rate).await;
     if result.is_err() {
-        eprintln!("the nodes' logs are in {}", cluster.keep_logs()?.display());
+        cluster.keep_logs(logs)?;
+        eprintln!("the nodes' logs are in {}", logs.display());
     }
     result
 }
 
 async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), String> {
-    let prefix = cluster.prefix().to_owned();
     let mut verdict = Verdict::default();
     let leader = cluster.leader(1).await?;
-    let followers: Vec<u8> = NODES
+    let followers: Vec<u8> = cluster
+        .numbers()
         .into_iter()
         .filter(|number| *number != leader)
         .collect();
     let (lost, other) = (followers[0], followers[1]);
-    let mut client = Client::connect(&net::address(leader))
+    let mut client = Client::connect(&cluster.address(leader))
         .await
         .map_err(|error| error.to_string())?;
     let set = client
@@ -288,7 +287,7 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
     });
 
     println!("node {leader} leads; node {lost} loses its route for {phase:?}, {rate} callers/s");
-    net::blackhole(&prefix, lost, &[leader, other])?;
+    cluster.blackhole(lost, &[leader, other])?;
     let Siege {
         calls,
         most_pending: pending,
@@ -305,7 +304,7 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
     });
 
     println!("node {other} loses its route too, for {phase:?}");
-    net::blackhole(&prefix, other, &[leader, lost])?;
+    cluster.blackhole(other, &[leader, lost])?;
     // The calls of the lease's last moments still succeed; they are not what this phase is about.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let (cpu_before, rss_before) = cluster.usage(leader)?;
@@ -373,12 +372,11 @@ async fn siege(cluster: &mut Cluster, phase: Duration, rate: u32) -> Result<(), 
         format!("{left} verifications still pend after the callers left")
     });
 
-    net::heal(&prefix, lost)?;
-    net::heal(&prefix, other)?;
+    cluster.network.heal()?;
     let healed = Instant::now();
     let first = loop {
         let mut served = false;
-        if let Ok(mut client) = Client::connect(&net::address(leader)).await {
+        if let Ok(mut client) = Client::connect(&cluster.address(leader)).await {
             let get = client
                 .call(&["DEADLINE", "500", "GET", KEY], Duration::from_secs(6))
                 .await;

@@ -185,6 +185,7 @@ fn main() {
                 hlc,
                 metrics: ShardMetrics::default(),
                 sweeps: Arc::new([]),
+                doubts: Arc::default(),
             };
             let owned = Bytes::from_static(&[0x10])..Bytes::from_static(&[0x20]);
             let shard = Shard::new(engine, state, owned, &parts);

@@ -238,7 +238,7 @@ impl Catalog {
     #[must_use]
     pub fn positions_of(&self, door: Door) -> Range<usize> {
         match door {
-            Door::Meta => 0..1,
+            Door::Meta | Door::Transaction => 0..1,
             Door::Redis => {
                 let first = self.search(&slot_start(0));
                 let last = self.search(&slot_start(SLOTS - 1));

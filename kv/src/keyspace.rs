@@ -7,6 +7,8 @@
 //! 0x30 dynamodb   0x40 sqs   0x50 raw
 //! ```
 
+use bytes::Bytes;
+
 /// Rows of the catalog, the members and the settings.
 pub const META: u8 = 0x01;
 /// Rows of the Redis keyspace.
@@ -54,6 +56,25 @@ pub fn bucket_hash_start(hash: u16) -> [u8; 3] {
     let [high, low] = hash.to_be_bytes();
     [S3, high, low]
 }
+
+/// Where a shard keeps rows of its own executors that must travel with its range: under the first
+/// slot it owns, out of reach of commands. `owned_start` is where the shard begins.
+#[must_use]
+pub fn area(owned_start: &[u8]) -> Bytes {
+    let mut area = match owned_start {
+        [door @ (REDIS | S3), rest @ ..] => {
+            let slot = |at: usize| rest.get(at).copied().unwrap_or(0);
+            vec![*door, slot(0), slot(1)]
+        }
+        [] => vec![META],
+        other => other.to_vec(),
+    };
+    area.push(AREA);
+    area.into()
+}
+
+/// The byte that stands where a database would, in rows of [`area`].
+pub const AREA: u8 = 0xFF;
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@ mod stats;
 pub mod storage;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod transaction;
 mod wire;
 
 pub use coordinator::{Coordinator, KeyWatch, PendingReply, ShardedCoordinator};
@@ -28,4 +29,9 @@ pub use error::{KvError, Outcome};
 pub use operation::{
     Access, Door, Operation, OperationCodec, RequestId, Route, RowError, Rows, ScanOrder, Timestamp,
 };
+pub use transaction::Doubts;
+#[doc(hidden)]
+pub use transaction::TransactionOperation;
+pub(crate) use transaction::counter_sum;
+
 pub use stats::{DoorStatistics, DoorStats, ErrorClass, Latencies};

@@ -28,6 +28,11 @@ pub struct CoordinatorMetrics {
     pub overloaded: Counter,
     /// Requests over several shards.
     pub fan_outs: Counter,
+    /// Operations run as transactions over several shards; attempts that met a conflict; overdue
+    /// locks that were asked about.
+    pub transactions: Counter,
+    pub conflicts: Counter,
+    pub resolved: Counter,
     /// Requests that other nodes forwarded to this one.
     pub served: Counter,
     /// 1 while a peer's circuit breaker is closed (its stream is up), else 0.
@@ -74,6 +79,21 @@ impl CoordinatorMetrics {
             "fan_outs",
             "Requests over several shards",
             self.fan_outs.clone(),
+        );
+        registry.register(
+            "transactions",
+            "Operations run as transactions over several shards",
+            self.transactions.clone(),
+        );
+        registry.register(
+            "transaction_conflicts",
+            "Attempts at transactions that met a conflict and were repeated",
+            self.conflicts.clone(),
+        );
+        registry.register(
+            "overdue_locks",
+            "Overdue locks of transactions that were asked about",
+            self.resolved.clone(),
         );
         registry.register(
             "served_forwards",

@@ -30,6 +30,8 @@ impl Timestamp {
 #[repr(u8)]
 pub enum Door {
     Meta = 0x01,
+    /// Steps of transactions over several shards.
+    Transaction = 0x02,
     Redis = 0x10,
     S3 = 0x20,
 }
@@ -87,6 +89,33 @@ pub trait Operation: Send + Sync + fmt::Debug + 'static {
     /// Appends what [`OperationCodec::decode`] of the same door needs to build this operation again.
     fn encode(&self, out: &mut BytesMut);
 
+    /// Runs code of the client (a script): it may touch keys that its route does not name, and may
+    /// run long. When it finds a row of another shard ([`RowError::OtherShard`], passed on with
+    /// `?`), it is run again as a transaction over all shards.
+    fn open_ended(&self) -> bool {
+        false
+    }
+
+    /// Whether the stamp of the row `key` is the version of something that is read. A row for which
+    /// this says no is covered by one that the same evaluation reads too, and that every writer of
+    /// it writes too: transactions over several shards compare the versions alone.
+    fn is_version(&self, key: &[u8]) -> bool {
+        let _ = key;
+        true
+    }
+
+    /// Whether this may be answered beneath locks if it meets one after the other: for walks over
+    /// everything, which promise less.
+    fn may_overlook_locks(&self) -> bool {
+        false
+    }
+
+    /// This operation as a step of a transaction. Not for adapters.
+    #[doc(hidden)]
+    fn transaction(&self) -> Option<&crate::TransactionOperation> {
+        None
+    }
+
     /// Cuts a read over several shards into one operation per part; `parts[i]` holds positions in
     /// the keys of [`Route::Keys`]. `None`: cannot be cut. For [`Route::EveryShard`], `parts` is
     /// `shards` empty lists and the default sends the operation itself to each.
@@ -117,6 +146,14 @@ pub enum RowError {
     /// The storage engine failed.
     #[error("storage failed: {0}")]
     Storage(String),
+    /// The row belongs to another shard. Nothing is applied; the operation is run again over all
+    /// shards if it is [`Operation::open_ended`], else refused.
+    #[error("a row of another shard")]
+    OtherShard,
+    /// The row is locked by a transaction over several shards. The operation is evaluated again
+    /// when that is decided.
+    #[error("the row is locked")]
+    Locked,
     /// The operation left its shard's range or would exceed the largest batch. Nothing is applied.
     #[error("{0}")]
     Refused(String),
@@ -169,10 +206,29 @@ pub trait Rows {
     /// Deletes every row in `range`, as one effect.
     fn delete_range(&mut self, range: Range<Bytes>);
 
+    /// Adds `delta` to the counter at `key` (u64, big endian; absent: 0). Two transactions that only
+    /// add to a counter do not stand in each other's way.
+    fn add(&mut self, key: Bytes, delta: i64) -> Result<(), RowError> {
+        let now = self.get(&key)?;
+        self.put(key, crate::counter_sum(now.as_ref(), delta)?);
+        Ok(())
+    }
+
     /// After this command is applied, wakes whoever watches `key` (a row key prefix that was given
     /// to [`crate::Coordinator::watch`]).
     fn wake(&mut self, key: Bytes);
 
-    /// The row keys this shard owns.
+    /// The row keys this shard owns; those of all shards in a transaction over several.
     fn owned(&self) -> Range<Bytes>;
+
+    /// The row keys that the shard of `key` owns.
+    fn shard_of(&self, key: &[u8]) -> Range<Bytes> {
+        let _ = key;
+        self.owned()
+    }
+
+    /// What each shard owns that these rows span.
+    fn shards(&self) -> Vec<Range<Bytes>> {
+        vec![self.owned()]
+    }
 }

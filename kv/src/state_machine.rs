@@ -15,7 +15,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -24,22 +24,24 @@ use leadline_raft::engine::{
     CommittedEntry, SnapshotSink, SnapshotSource, StateError, StateMachine, StateMachines,
 };
 use leadline_raft::mutations::{self, Mutation};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::executor::entry::{Entry, EntryError, Incarnation, LogEffect};
 use crate::executor::evaluate::CacheVersions;
 use crate::executor::life::Life;
 use crate::executor::requests::Requests;
 use crate::hlc::Hlc;
-use crate::storage::{self, Batch, GroupStorage, Position, StorageError, Store};
-use crate::{RowError, ScanOrder, Timestamp};
+use crate::storage::{self, Batch, GroupStorage, Position, Row, StorageError, Store};
+use crate::transaction::Table;
+use crate::{RowError, ScanOrder, Timestamp, keyspace};
 
 /// What apply answers for an entry that took effect, and for a batch that the fence held off.
 pub(crate) const APPLIED: &[u8] = b"applied";
 pub(crate) const IGNORED: &[u8] = b"ignored";
 
-/// Names of private rows: how far the executors are, and what the shard owns. Those of remembered
-/// requests are in [`crate::executor::requests`].
+/// Names of private rows: how far the executors are, and what the shard owns. All others lie in the
+/// shard's own range, in [`keyspace::area`], to travel with it: those of remembered requests are in
+/// [`crate::executor::requests`], those of transactions in [`crate::transaction`].
 const HEAD: u8 = b'h';
 pub(crate) const OWNED: u8 = b'o';
 
@@ -128,6 +130,9 @@ pub struct ShardState {
     head: Mutex<Head>,
     owned: ArcSwapOption<Range<Bytes>>,
     requests: Mutex<Requests>,
+    transactions: RwLock<Table>,
+    /// Whether there are locks of transactions: for readers who only want to know that.
+    locked: AtomicBool,
     /// The executor that lives here, and those whose proposals the log has yet to decide.
     lives: Mutex<Vec<Arc<Life>>>,
     /// Odd while a batch with range deletions is being applied.
@@ -150,6 +155,8 @@ impl ShardState {
             head: Mutex::new(PRISTINE),
             owned: ArcSwapOption::empty(),
             requests: Mutex::default(),
+            transactions: RwLock::default(),
+            locked: AtomicBool::new(false),
             lives: Mutex::default(),
             ranges: AtomicU64::new(0),
         };
@@ -165,19 +172,31 @@ impl ShardState {
         let mut failed = None;
         self.storage
             .scan(&prefix..&end, ScanOrder::Ascending, &mut |key, value| {
-                let name = &key[prefix.len()..];
                 let value = Bytes::copy_from_slice(value);
-                let read = match name {
+                let read = match &key[prefix.len()..] {
                     [HEAD] => Head::decode(&value).map(|head| found = head),
                     [OWNED] => decode_owned(&value).map(|range| owned = Some(range)),
-                    _ => {
-                        requests.row_written(name, &value);
-                        Ok(())
-                    }
+                    _ => Ok(()),
                 };
                 failed = read.err();
                 failed.is_none()
             })?;
+        let mut transactions = Table::default();
+        if let Some(owned) = owned.as_ref().filter(|_| failed.is_none()) {
+            let area = keyspace::area(&owned.start);
+            let end = area_end(&area);
+            self.storage
+                .scan(&area..&end, ScanOrder::Ascending, &mut |key, row| {
+                    let name = &key[area.len()..];
+                    let noted = Row::decode_ref(row)
+                        .map_err(|error| named(&error))
+                        .and_then(|(_, value)| {
+                            note(&mut requests, &mut transactions, name, Some(value))
+                        });
+                    failed = noted.err();
+                    failed.is_none()
+                })?;
+        }
         if let Some(error) = failed {
             return Err(error);
         }
@@ -185,6 +204,9 @@ impl ShardState {
         *head = found;
         self.owned.store(owned.map(Arc::new));
         *self.requests.lock() = requests;
+        self.locked
+            .store(transactions.has_locks(), Ordering::SeqCst);
+        *self.transactions.write() = transactions;
         Ok(())
     }
 
@@ -208,6 +230,21 @@ impl ShardState {
 
     pub(crate) fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock()
+    }
+
+    /// What is known of transactions, as applied.
+    pub(crate) fn transactions(&self) -> Table {
+        self.transactions.read().clone()
+    }
+
+    /// Locks and commit records of transactions over several shards, as applied.
+    pub fn transaction_counts(&self) -> (usize, usize) {
+        self.transactions.read().counts()
+    }
+
+    /// Whether a transaction has locked the row, as far as is applied.
+    pub(crate) fn is_locked(&self, key: &[u8]) -> bool {
+        self.locked.load(Ordering::SeqCst) && self.transactions.read().blocks(key).is_some()
     }
 
     /// A stored row, header included. May block on storage.
@@ -252,7 +289,7 @@ impl ShardState {
 
     fn apply(&self, entries: Vec<CommittedEntry>) -> Result<Vec<Bytes>, StateError> {
         let mut head = self.head.lock();
-        let mut run = Run::new(*head, entries.len());
+        let mut run = Run::new(*head, self.owned(), entries.len());
         for entry in entries {
             self.apply_one(&mut run, entry)?;
         }
@@ -269,6 +306,9 @@ impl ShardState {
         self.storage.apply(run.batch, position)?;
         if run.ranges {
             self.ranges.fetch_add(1, Ordering::SeqCst);
+        }
+        if let Some(owned) = run.owned.take() {
+            self.owned.store(Some(Arc::new(owned)));
         }
         if !run.private.is_empty() {
             self.note_private(run.private)?;
@@ -313,7 +353,7 @@ impl ShardState {
             }
             Entry::Batch(batch) => {
                 for effect in batch.effects {
-                    self.take_effect(run, effect.map_err(unreadable)?);
+                    self.take_effect(run, batch.stamp, effect.map_err(unreadable)?)?;
                 }
                 run.head.number = batch.number;
                 run.head.stamp = run.head.stamp.max(batch.stamp);
@@ -324,7 +364,12 @@ impl ShardState {
         Ok(())
     }
 
-    fn take_effect(&self, run: &mut Run, effect: LogEffect) {
+    fn take_effect(
+        &self,
+        run: &mut Run,
+        stamp: Timestamp,
+        effect: LogEffect,
+    ) -> Result<(), StateError> {
         match effect {
             LogEffect::Put { key, value } => run.batch.put(key, value),
             LogEffect::Delete { key } => run.batch.delete(key),
@@ -332,27 +377,34 @@ impl ShardState {
                 run.ranges = true;
                 run.batch.delete_range(range);
             }
+            LogEffect::PutPrivate { key, value } if key[..] == [OWNED] => {
+                let owned = decode_owned(&value)?;
+                run.area = Some(keyspace::area(&owned.start));
+                run.batch.put(self.storage.private_key(&key), value);
+                run.owned = Some(owned);
+            }
             LogEffect::PutPrivate { key, value } => {
-                run.batch.put(self.storage.private_key(&key), value.clone());
+                run.batch
+                    .put(run.area_row(&key)?, Row::encode(stamp, &value));
                 run.private.push((key, Some(value)));
             }
             LogEffect::DeletePrivate { key } => {
-                run.batch.delete(self.storage.private_key(&key));
+                run.batch.delete(run.area_row(&key)?);
                 run.private.push((key, None));
             }
         }
+        Ok(())
     }
 
-    /// Takes note of private rows that storage now has.
+    /// Takes note of rows of the area that storage now has.
     fn note_private(&self, rows: Vec<(Bytes, Option<Bytes>)>) -> Result<(), StateError> {
         let mut requests = self.requests.lock();
+        let mut transactions = self.transactions.write();
         for (name, value) in rows {
-            match (&name[..], value) {
-                ([OWNED], Some(value)) => self.owned.store(Some(Arc::new(decode_owned(&value)?))),
-                (name, Some(value)) => drop(requests.row_written(name, &value)),
-                (name, None) => drop(requests.row_deleted(name)),
-            }
+            note(&mut requests, &mut transactions, &name, value.as_deref())?;
         }
+        self.locked
+            .store(transactions.has_locks(), Ordering::SeqCst);
         Ok(())
     }
 
@@ -373,6 +425,40 @@ impl ShardState {
     }
 }
 
+/// Where an area ends.
+fn area_end(area: &[u8]) -> Bytes {
+    Bytes::from([area, &[0xFF]].concat())
+}
+
+fn named(error: &(dyn std::error::Error + 'static)) -> StateError {
+    StateError {
+        what: format!("a row of the shard's own: {error}"),
+        source: None,
+    }
+}
+
+/// Takes note of a row of the area: a remembered request, or of a transaction.
+fn note(
+    requests: &mut Requests,
+    transactions: &mut Table,
+    name: &[u8],
+    value: Option<&[u8]>,
+) -> Result<(), StateError> {
+    let noted = match value {
+        Some(value) => {
+            requests.row_written(name, value)
+                || transactions
+                    .row_written(name, value)
+                    .map_err(|error| named(&error))?
+        }
+        None => requests.row_deleted(name) || transactions.row_deleted(name),
+    };
+    if !noted {
+        tracing::debug!(name = ?Bytes::copy_from_slice(name), "a row of the shard's own that nobody knows");
+    }
+    Ok(())
+}
+
 fn row_error(error: StorageError) -> RowError {
     RowError::Storage(error.to_string())
 }
@@ -391,14 +477,20 @@ struct Run {
     batch: Batch,
     ranges: bool,
     private: Vec<(Bytes, Option<Bytes>)>,
+    /// Where the shard's own rows are; not before it owns anything.
+    area: Option<Bytes>,
+    /// What the shard owns from now on, if that changes.
+    owned: Option<Range<Bytes>>,
     position: Option<Position>,
     events: Vec<Event>,
     responses: Vec<Bytes>,
 }
 
 impl Run {
-    fn new(head: Head, entries: usize) -> Self {
+    fn new(head: Head, owned: Option<Range<Bytes>>, entries: usize) -> Self {
         Self {
+            area: owned.map(|owned| keyspace::area(&owned.start)),
+            owned: None,
             head,
             batch: Batch::default(),
             ranges: false,
@@ -407,6 +499,15 @@ impl Run {
             events: Vec::new(),
             responses: Vec::with_capacity(entries),
         }
+    }
+
+    /// The row key of a row of the area.
+    fn area_row(&self, name: &[u8]) -> Result<Bytes, StateError> {
+        let area = self.area.as_ref().ok_or_else(|| StateError {
+            what: "a shard that owns nothing wrote rows of its own".to_owned(),
+            source: None,
+        })?;
+        Ok(Bytes::from([area, name].concat()))
     }
 
     fn applied(&mut self, incarnation: Incarnation, number: u64) {

@@ -121,6 +121,9 @@ pub(crate) struct Connection<S> {
     halted: bool,
     /// The last of `queue` waits for a key.
     blocked: bool,
+    /// The last of `queue` is a transaction over several shards, which finds its place among the
+    /// commands only while it runs: nothing is begun before it has ended.
+    barrier: bool,
     /// Nothing more is begun; the connection ends when all is answered.
     closing: bool,
     end_of_input: bool,
@@ -173,6 +176,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             paused: None,
             halted: false,
             blocked: false,
+            barrier: false,
             closing: false,
             end_of_input: false,
             cut_short: false,
@@ -243,6 +247,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn is_full(&self) -> bool {
         self.blocked
+            || self.barrier
             || self.closing
             || self.queue.len() >= self.window
             || self.in_flight >= IN_FLIGHT_LIMIT
@@ -482,6 +487,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.finish(waiting, result, now);
             return;
         }
+        self.barrier = reply.is_transaction();
         let waiting = self.in_flight(begun, reply, operation, None);
         self.queue.push_back(waiting);
     }
@@ -504,6 +510,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 result = Ok(self.session.encode(&Reply::Integer(count)));
             }
             if let Some(waiting) = self.queue.pop_front() {
+                self.barrier &= !waiting.reply.is_transaction();
                 let now = *now.get_or_insert_with(Instant::now);
                 self.finish(waiting, result, now);
                 count += 1;

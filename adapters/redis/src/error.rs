@@ -12,7 +12,9 @@ pub(crate) fn line(error: &KvError) -> Bytes {
             "CLUSTERDOWN not applied: no leader for the key's shard now, try again".to_owned()
         }
         KvError::NoLeader { leader: Some(node) } => {
-            format!("CLUSTERDOWN not applied: no leader for the key's shard now (node {node} led last), try again")
+            format!(
+                "CLUSTERDOWN not applied: no leader for the key's shard now (node {node} led last), try again"
+            )
         }
         KvError::Overloaded {
             what,
@@ -25,9 +27,7 @@ pub(crate) fn line(error: &KvError) -> Bytes {
             "TIMEOUT not applied: the command was cancelled".to_owned()
         }
         KvError::Unknown(why) => format!("UNKNOWN the write may have been applied: {why}"),
-        KvError::CrossShard => {
-            "CROSSSLOT Keys in request don't hash to the same slot (a write over several shards is refused until transactions land)".to_owned()
-        }
+        KvError::CrossShard => "CROSSSLOT Keys in request don't hash to the same slot".to_owned(),
         KvError::Invalid(why) => format!("ERR {why}"),
         KvError::Storage(why) => format!("MISCONF not applied: storage failed: {why}"),
         KvError::Stopping => {

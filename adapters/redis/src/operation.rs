@@ -8,7 +8,7 @@ use leadline_kv::{Access, Door, Operation, OperationCodec, Route, RowError, Rows
 use crate::args::Args;
 use crate::commands;
 use crate::reply::{self, Reply, ReplyError, Resp};
-use crate::rows::{Db, first_row_key, slot_prefix};
+use crate::rows::{Db, first_row_key, is_first_row, slot_prefix};
 use crate::spec::{Command, Keys, Run, Spec};
 
 /// The format that [`RedisOperation::encode`] writes.
@@ -214,22 +214,30 @@ impl Operation for RedisOperation {
         }
     }
 
+    /// Every writer of a key writes its first row, and whoever reads of a key reads that first.
+    fn is_version(&self, key: &[u8]) -> bool {
+        is_first_row(key)
+    }
+
+    /// KEYS, SCAN, RANDOMKEY and DBSIZE walk over keys of everyone.
+    fn may_overlook_locks(&self) -> bool {
+        matches!(self.spec.keys, Keys::EveryShard | Keys::ScanCursor(_)) && !self.spec.flags.write
+    }
+
+    /// Only walks over every shard are cut; what names its keys is a transaction.
     fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        if self.spec.keys == Keys::EveryShard && self.command.scatter(&[]).is_none() {
-            return Some(
-                parts
-                    .iter()
-                    .map(|_| self.clone() as Arc<dyn Operation>)
-                    .collect(),
-            );
+        if self.spec.keys != Keys::EveryShard {
+            return None;
         }
         parts
             .iter()
-            .map(|part| {
-                let args = self.command.scatter(part)?;
-                // Parts are read back by `gather`: RESP3 tells types apart.
-                let part = Self::from_args(args, self.database, Resp::V3).ok()?;
-                Some(Arc::new(part) as Arc<dyn Operation>)
+            .map(|part| match self.command.scatter(part) {
+                None => Some(self.clone() as Arc<dyn Operation>),
+                Some(args) => {
+                    // Parts are read back by `gather`: RESP3 tells types apart.
+                    let part = Self::from_args(args, self.database, Resp::V3).ok()?;
+                    Some(Arc::new(part) as Arc<dyn Operation>)
+                }
             })
             .collect()
     }

@@ -14,6 +14,7 @@ pub use interface::{Coordinator, KeyWatch};
 pub(crate) use lane::HostedShard;
 #[cfg(test)]
 pub(crate) use lane::LocalShard;
+pub(crate) use open_ids::OpenIds;
 pub use reply::PendingReply;
 pub(crate) use reply::Reply;
 pub(crate) use retry::backoff;

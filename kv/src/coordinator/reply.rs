@@ -22,6 +22,8 @@ pub(crate) type Reply = Result<Bytes, KvError>;
 #[derive(Debug)]
 pub struct PendingReply {
     at: Place,
+    /// See [`PendingReply::is_transaction`].
+    transaction: bool,
     /// What is needed to send the request again, and what it holds meanwhile.
     flight: Option<Box<Flight>>,
 }
@@ -51,7 +53,11 @@ impl std::fmt::Debug for Place {
 
 impl From<Place> for PendingReply {
     fn from(at: Place) -> Self {
-        Self { at, flight: None }
+        Self {
+            at,
+            transaction: false,
+            flight: None,
+        }
     }
 }
 
@@ -87,6 +93,22 @@ impl PendingReply {
     #[must_use]
     pub fn running(future: BoxFuture<'static, Result<Bytes, KvError>>) -> Self {
         Place::Running(future).into()
+    }
+
+    /// A reply of a transaction over several shards.
+    pub(crate) fn transaction(future: BoxFuture<'static, Result<Bytes, KvError>>) -> Self {
+        Self {
+            transaction: true,
+            ..Place::Running(future).into()
+        }
+    }
+
+    /// Whether this is the reply of a transaction over several shards. It does nothing before it is
+    /// polled, and takes its place among its caller's operations only while it runs: a caller to
+    /// whom their order matters submits nothing more until it has the reply.
+    #[must_use]
+    pub fn is_transaction(&self) -> bool {
+        self.transaction
     }
 
     /// The same, sent again on a refusal as far as `flight` allows.

@@ -1,10 +1,10 @@
 //! [`ShardedCoordinator`]: routes by the catalog, executes where this node leads, forwards where
 //! another does, and sends a request over several shards to each of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -23,12 +23,14 @@ use super::open_ids::OpenIds;
 use super::reply::Reply;
 use super::retry::RetryBudget;
 use super::{Coordinator, KeyWatch, PendingReply};
-use crate::admission::Admission;
+use crate::admission::{Admission, Permit};
 use crate::catalog::{Catalog, CatalogCopy};
 use crate::executor::Once;
+use crate::hlc::Hlc;
 use crate::metrics::CoordinatorMetrics;
 use crate::proxy::LeaderProxy;
-use crate::{Access, KvError, Operation, Outcome, RequestId, Route};
+use crate::transaction::{Network, TransactionCoordinator, TransactionOperation};
+use crate::{Access, Door, KvError, Operation, Outcome, RequestId, Route};
 
 /// Retries that a node may make at once, and how fast that many come back.
 const RETRY_BURST: u32 = 4096;
@@ -51,6 +53,39 @@ pub struct ShardedCoordinator {
     session: u128,
     numbers: AtomicU64,
     open_ids: OpenIds,
+    transactions: Arc<TransactionCoordinator<Lanes>>,
+}
+
+/// The lanes, as transactions over several shards reach them.
+pub(crate) struct Lanes(Weak<ShardedCoordinator>);
+
+impl Network for Lanes {
+    fn send(&self, ctx: &Context, key: &[u8], step: Arc<TransactionOperation>) -> PendingReply {
+        match self.0.upgrade() {
+            Some(coordinator) => coordinator.submit_to_owner(ctx, key, step),
+            None => PendingReply::ready(Err(KvError::Stopping)),
+        }
+    }
+
+    fn shard_of(&self, key: &[u8]) -> Option<Range<Bytes>> {
+        let catalog = self.0.upgrade()?.catalog()?;
+        catalog.owned(catalog.group_of(key))
+    }
+
+    fn shards(&self, door: Door) -> Vec<Range<Bytes>> {
+        let Some(catalog) = self
+            .0
+            .upgrade()
+            .and_then(|coordinator| coordinator.catalog())
+        else {
+            return Vec::new();
+        };
+        let groups: Vec<_> = catalog.groups().collect();
+        catalog
+            .positions_of(door)
+            .filter_map(|position| catalog.owned(*groups.get(position)?))
+            .collect()
+    }
 }
 
 /// One catalog with the lanes of its groups, by position.
@@ -68,8 +103,10 @@ impl ShardedCoordinator {
         catalog: Arc<CatalogCopy>,
         proxy: Arc<LeaderProxy>,
         admission: Arc<Admission>,
+        hlc: Arc<Hlc>,
         metrics: CoordinatorMetrics,
     ) -> Arc<Self> {
+        let transaction_metrics = metrics.clone();
         let parts = Arc::new(LaneParts {
             node,
             proxy,
@@ -77,7 +114,7 @@ impl ShardedCoordinator {
             metrics,
             attendant: Notify::new(),
         });
-        let coordinator = Arc::new(Self {
+        let coordinator = Arc::new_cyclic(|this: &Weak<Self>| Self {
             node,
             catalog,
             routing: ArcSwapOption::empty(),
@@ -87,6 +124,11 @@ impl ShardedCoordinator {
             session: rand::random(),
             numbers: AtomicU64::new(1),
             open_ids: OpenIds::default(),
+            transactions: TransactionCoordinator::new(
+                Lanes(Weak::clone(this)),
+                hlc,
+                transaction_metrics,
+            ),
         });
         coordinator.follow_catalog();
         coordinator
@@ -102,6 +144,46 @@ impl ShardedCoordinator {
     #[must_use]
     pub fn catalog(&self) -> Option<Arc<Catalog>> {
         self.catalog.current()
+    }
+
+    pub(crate) fn transactions(&self) -> &Arc<TransactionCoordinator<Lanes>> {
+        &self.transactions
+    }
+
+    /// Submits `operation` to the shard that owns `key`.
+    fn submit_to_owner(
+        &self,
+        ctx: &Context,
+        key: &[u8],
+        operation: Arc<dyn Operation>,
+    ) -> PendingReply {
+        let routing = self.routing.load();
+        let Some(routing) = routing.as_ref() else {
+            return PendingReply::ready(Err(KvError::NoLeader { leader: None }));
+        };
+        match self.admission.admit(operation.size()) {
+            Ok(permit) => {
+                let lane = &routing.lanes[routing.catalog.position(key)];
+                lane.submit(ctx, operation, None, permit)
+            }
+            Err(overloaded) => PendingReply::ready(Err(overloaded)),
+        }
+    }
+
+    /// Runs `operation` as a transaction over several shards.
+    fn transact(
+        &self,
+        ctx: &Context,
+        operation: Arc<dyn Operation>,
+        once: Option<RequestId>,
+        permit: Permit,
+    ) -> PendingReply {
+        let transaction = Arc::clone(&self.transactions).run(ctx.clone(), operation, once);
+        PendingReply::transaction(Box::pin(async move {
+            // Its steps hold their own share of the budget beside.
+            let _permit = permit;
+            transaction.await
+        }))
     }
 
     pub(crate) fn lane(&self, group: GroupId) -> Arc<Lane> {
@@ -217,16 +299,44 @@ impl ShardedCoordinator {
                 let alone = keys[1..]
                     .iter()
                     .all(|key| routing.catalog.position(key) == first);
-                if alone {
-                    return routing.lanes[first].submit(ctx, operation, once, permit);
+                if !alone {
+                    let once = once.map(|once| once.id);
+                    return self.transact(ctx, operation, once, permit);
                 }
-                by_owner(&routing.catalog, keys)
+                let lane = &routing.lanes[first];
+                if !operation.open_ended() {
+                    return lane.submit(ctx, operation, once, permit);
+                }
+                let alone = lane.submit(ctx, Arc::clone(&operation), once, permit);
+                return self.or_over_all_shards(ctx, operation, once, alone);
             }
             Route::EveryShard => every(routing.catalog.positions_of(operation.door())),
         };
         // The whole fits; from here on each part holds its own share.
         drop(permit);
         self.fan_out(ctx, routing, operation, once, parts)
+    }
+
+    /// The reply of an operation that may turn out to need other shards' rows too.
+    fn or_over_all_shards(
+        &self,
+        ctx: &Context,
+        operation: Arc<dyn Operation>,
+        once: Option<Once>,
+        alone: PendingReply,
+    ) -> PendingReply {
+        let (ctx, transactions) = (ctx.clone(), Arc::clone(&self.transactions));
+        PendingReply::transaction(Box::pin(async move {
+            match alone.await {
+                // Nothing was applied.
+                Err(KvError::CrossShard) => {
+                    transactions
+                        .run(ctx, operation, once.map(|once| once.id))
+                        .await
+                }
+                reply => reply,
+            }
+        }))
     }
 
     /// Sends a part of `operation` to each shard of `parts`, and collects every result.
@@ -357,6 +467,7 @@ impl Coordinator for ShardedCoordinator {
         if id.session == self.session {
             self.open_ids.close(id.number);
         }
+        self.transactions.finish(id);
     }
 
     fn watch<'a>(
@@ -393,20 +504,6 @@ impl Coordinator for ShardedCoordinator {
         let lane = self.lanes.lock().get(&group).cloned()?;
         lane.known_leader()
     }
-}
-
-fn by_owner(catalog: &Catalog, keys: &[Bytes]) -> Parts {
-    let mut parts: HashMap<usize, usize> = HashMap::new();
-    let mut lists: Parts = Vec::new();
-    for (index, key) in keys.iter().enumerate() {
-        let position = catalog.position(key);
-        let part = *parts.entry(position).or_insert_with(|| {
-            lists.push((position, Vec::new()));
-            lists.len() - 1
-        });
-        lists[part].1.push(index);
-    }
-    lists
 }
 
 fn every(positions: Range<usize>) -> Parts {

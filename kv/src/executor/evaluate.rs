@@ -11,6 +11,7 @@ use rand::rngs::SmallRng;
 use super::overlay::{Known, Overlay};
 use crate::state_machine::ShardState;
 use crate::storage::Row;
+use crate::transaction::{AttemptId, Blocked, Table};
 use crate::{RowError, Rows, ScanOrder, Timestamp};
 
 /// A scan looks at its context once per this many rows.
@@ -31,7 +32,7 @@ fn owns(owned: &Range<Bytes>, key: &[u8]) -> Result<(), RowError> {
     if *owned.start <= *key && *key < *owned.end {
         Ok(())
     } else {
-        Err(RowError::Refused("a row outside the shard".to_owned()))
+        Err(RowError::OtherShard)
     }
 }
 
@@ -50,12 +51,36 @@ pub(super) struct ExecutorRows<'a> {
     pub(super) refused: Option<&'static str>,
     /// The last batch whose effects the command may have seen.
     pub(super) saw: u64,
+    /// Locks of transactions over several shards, and whether to look at them.
+    pub(super) locks: &'a Table,
+    pub(super) overlook: bool,
+    /// The attempt whose lock the command met.
+    pub(super) met: Option<AttemptId>,
 }
 
 impl ExecutorRows<'_> {
+    /// A row, whoever has locked it.
+    fn read(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
+        match self.overlay.get(key) {
+            Some((known, number)) => {
+                self.saw = self.saw.max(number);
+                match known {
+                    Known::Value(value, stamp) => Ok(Some((value.clone(), *stamp))),
+                    Known::Deleted => Ok(None),
+                }
+            }
+            None => match self.state.get(key)? {
+                Some(stored) => decode(&stored).map(Some),
+                None => Ok(None),
+            },
+        }
+    }
+
     fn writable(&mut self, key: &Bytes, value_bytes: usize) -> bool {
         if !self.owned.contains(key) {
             self.refused = Some("a row outside the shard");
+        } else if self.met(self.locks.blocks(key)) {
+            return false;
         } else if key.len() > KEY_BYTES {
             self.refused = Some("the key is longer than the store takes");
         } else if self.overlay.command_bytes() + key.len() + value_bytes > self.limit {
@@ -64,76 +89,95 @@ impl ExecutorRows<'_> {
         self.refused.is_none()
     }
 
-    /// Merges the overlay with the applied state.
-    fn scan_over(
-        &self,
-        range: &Range<Bytes>,
-        order: ScanOrder,
-        visit: &mut dyn FnMut(&[u8], &Bytes) -> bool,
-    ) -> Result<(), RowError> {
-        let overlay = &*self.overlay;
-        let mut pending: Box<dyn Iterator<Item = (&Bytes, &Known)>> = match order {
-            ScanOrder::Ascending => Box::new(overlay.range(range)),
-            ScanOrder::Descending => Box::new(overlay.range(range).rev()),
-        };
-        let before = |a: &[u8], b: &[u8]| match order {
-            ScanOrder::Ascending => a < b,
-            ScanOrder::Descending => a > b,
-        };
-        let mut next = pending.next();
-        let mut failed = None;
-        let mut seen = 0usize;
-        let mut going = true;
-        self.state.scan(range, order, &mut |key, stored| {
-            seen += 1;
-            if seen.is_multiple_of(LOOK_EVERY) && self.ctx.ended().is_some() {
-                failed = Some(RowError::Ended);
-                return false;
+    /// Whether a transaction's lock keeps the command from what `blocked` says.
+    fn met(&mut self, blocked: Option<Blocked>) -> bool {
+        match blocked {
+            Some(Blocked(attempt)) if !self.overlook => {
+                self.met = Some(attempt);
+                true
             }
-            while let Some((pending_key, known)) = next {
-                if !before(pending_key, key) {
-                    break;
-                }
-                if let Known::Value(value, _) = known {
-                    going = visit(pending_key, value);
-                    if !going {
-                        return false;
-                    }
-                }
-                next = pending.next();
+            _ => false,
+        }
+    }
+}
+
+/// A row as a scan finds it.
+#[derive(Clone, Copy)]
+pub(super) enum Found<'a> {
+    Pending(&'a Bytes),
+    Stored(&'a [u8]),
+}
+
+/// Merges the overlay with the applied state.
+pub(super) fn scan_merged(
+    ctx: &Context,
+    state: &ShardState,
+    overlay: &Overlay,
+    range: &Range<Bytes>,
+    order: ScanOrder,
+    visit: &mut dyn FnMut(&[u8], Timestamp, Found<'_>) -> bool,
+) -> Result<(), RowError> {
+    let mut pending: Box<dyn Iterator<Item = (&Bytes, &Known)>> = match order {
+        ScanOrder::Ascending => Box::new(overlay.range(range)),
+        ScanOrder::Descending => Box::new(overlay.range(range).rev()),
+    };
+    let before = |a: &[u8], b: &[u8]| match order {
+        ScanOrder::Ascending => a < b,
+        ScanOrder::Descending => a > b,
+    };
+    let mut next = pending.next();
+    let mut failed = None;
+    let mut seen = 0usize;
+    let mut going = true;
+    state.scan(range, order, &mut |key, stored| {
+        seen += 1;
+        if seen.is_multiple_of(LOOK_EVERY) && ctx.ended().is_some() {
+            failed = Some(RowError::Ended);
+            return false;
+        }
+        while let Some((pending_key, known)) = next {
+            if !before(pending_key, key) {
+                break;
             }
-            if let Some((pending_key, known)) = next
-                && pending_key[..] == *key
-            {
-                if let Known::Value(value, _) = known {
-                    going = visit(key, value);
-                }
-                next = pending.next();
-                return going;
-            }
-            if overlay.covered(key).is_some() {
-                return true;
-            }
-            match Row::decode_ref(stored) {
-                Ok((_, value)) => going = visit(key, &Bytes::copy_from_slice(value)),
-                Err(error) => {
-                    failed = Some(RowError::Storage(error.to_string()));
+            if let Known::Value(value, stamp) = known {
+                going = visit(pending_key, *stamp, Found::Pending(value));
+                if !going {
                     return false;
                 }
             }
-            going
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        while going && let Some((key, known)) = next {
-            if let Known::Value(value, _) = known {
-                going = visit(key, value);
-            }
             next = pending.next();
         }
-        Ok(())
+        if let Some((pending_key, known)) = next
+            && pending_key[..] == *key
+        {
+            if let Known::Value(value, stamp) = known {
+                going = visit(key, *stamp, Found::Pending(value));
+            }
+            next = pending.next();
+            return going;
+        }
+        if overlay.covered(key).is_some() {
+            return true;
+        }
+        match Row::decode_ref(stored) {
+            Ok((stamp, value)) => going = visit(key, stamp, Found::Stored(value)),
+            Err(error) => {
+                failed = Some(RowError::Storage(error.to_string()));
+                return false;
+            }
+        }
+        going
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
     }
+    while going && let Some((key, known)) = next {
+        if let Known::Value(value, stamp) = known {
+            going = visit(key, *stamp, Found::Pending(value));
+        }
+        next = pending.next();
+    }
+    Ok(())
 }
 
 /// The first key after `key`.
@@ -163,19 +207,10 @@ impl Rows for ExecutorRows<'_> {
 
     fn get_versioned(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
         owns(self.owned, key)?;
-        match self.overlay.get(key) {
-            Some((known, number)) => {
-                self.saw = self.saw.max(number);
-                match known {
-                    Known::Value(value, stamp) => Ok(Some((value.clone(), *stamp))),
-                    Known::Deleted => Ok(None),
-                }
-            }
-            None => match self.state.get(key)? {
-                Some(stored) => decode(&stored).map(Some),
-                None => Ok(None),
-            },
+        if self.met(self.locks.blocks(key)) {
+            return Err(RowError::Locked);
         }
+        self.read(key)
     }
 
     fn scan(
@@ -191,17 +226,46 @@ impl Rows for ExecutorRows<'_> {
         }
         self.saw = self.overlay.newest();
         let whole = range.clone();
+        let lock = self.locks.first_met(&whole, order);
         let range = self.overlay.without_gap(range, order);
-        if range.start >= range.end {
+        let (mut first, mut going, mut blocked) = (None, true, false);
+        if range.start < range.end {
+            let (locks, overlook) = (&lock, self.overlook);
+            scan_merged(
+                self.ctx,
+                self.state,
+                self.overlay,
+                &range,
+                order,
+                &mut |key, _, found| {
+                    // Beyond a lock there may be rows that are not here yet.
+                    if let Some((locked, _)) = locks
+                        && !overlook
+                        && match order {
+                            ScanOrder::Ascending => **locked <= *key,
+                            ScanOrder::Descending => **locked >= *key,
+                        }
+                    {
+                        (going, blocked) = (false, true);
+                        return false;
+                    }
+                    if first.is_none() {
+                        first = Some(Bytes::copy_from_slice(key));
+                    }
+                    going = match found {
+                        Found::Pending(value) => visit(key, value),
+                        Found::Stored(value) => visit(key, &Bytes::copy_from_slice(value)),
+                    };
+                    going
+                },
+            )?;
+        }
+        if (blocked || going) && self.met(lock.map(|(_, blocked)| blocked)) {
+            return Err(RowError::Locked);
+        }
+        if blocked || (range.start >= range.end && first.is_none() && going) {
             return Ok(());
         }
-        let mut first = None;
-        self.scan_over(&range, order, &mut |key, value| {
-            if first.is_none() {
-                first = Some(Bytes::copy_from_slice(key));
-            }
-            visit(key, value)
-        })?;
         // Up to the first row there is nothing; the end of a scan that found none is the end of it.
         self.overlay.add_gap(match (first, order) {
             (None, _) => whole,
@@ -226,9 +290,24 @@ impl Rows for ExecutorRows<'_> {
     fn delete_range(&mut self, range: Range<Bytes>) {
         if range.start < self.owned.start || range.end > self.owned.end {
             self.refused = Some("a range outside the shard");
-        } else {
+        } else if !self.met(self.locks.blocks_range(&range)) {
             self.overlay.delete_range(range);
         }
+    }
+
+    fn add(&mut self, key: Bytes, delta: i64) -> Result<(), RowError> {
+        // Locks that only add to it too are not in the way.
+        if self.met(self.locks.blocks_counter(&key)) {
+            return Err(RowError::Locked);
+        }
+        let now = self.read(&key)?.map(|(value, _)| value);
+        let sum = crate::counter_sum(now.as_ref(), delta)?;
+        if self.owned.contains(&key) {
+            self.overlay.put(key, sum, self.stamp);
+        } else {
+            self.refused = Some("a row outside the shard");
+        }
+        Ok(())
     }
 
     fn wake(&mut self, key: Bytes) {
@@ -311,6 +390,10 @@ impl Rows for CachedRows<'_> {
 
     fn get_versioned(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
         owns(self.owned, key)?;
+        // Before the row is read: a lock that was granted before the request came is seen here.
+        if self.state.is_locked(key) {
+            return Err(RowError::NeedsExecutor);
+        }
         self.reads += 1;
         match self.state.get_cached(key) {
             Some(Some(stored)) => decode(&stored).map(Some),

@@ -24,8 +24,8 @@
 //! 7. What a command writes, be it the deletion of an expired key that a read found, is applied
 //!    before the command is answered.
 //!
-//! The lock table of transactions over several shards has its place beside the overlay: looked at
-//! before a command is evaluated, rebuilt at `begin`.
+//! 8. Nothing reads or writes beneath the lock of a transaction over several shards: whoever meets
+//!    one is parked until it is decided ([`transactions`]).
 
 pub(crate) mod entry;
 pub(crate) mod evaluate;
@@ -36,6 +36,7 @@ mod queue;
 mod reply;
 pub(crate) mod requests;
 mod run;
+pub(crate) mod transactions;
 mod watches;
 
 use std::ops::Range;
@@ -61,6 +62,7 @@ use reply::{ReplyGroup, Responder};
 
 use crate::hlc::Hlc;
 use crate::state_machine::ShardState;
+use crate::transaction::Doubts;
 use crate::{Access, KeyWatch, KvError, Operation, PendingReply, RequestId, Route};
 
 /// Bounds and tempo of one shard's executor.
@@ -83,6 +85,8 @@ pub struct ShardConfig {
     pub batch_deadline: Duration,
     /// Remembered replies per session.
     pub remembered: usize,
+    /// After so long the lock of a transaction is resolved by whoever meets it.
+    pub lock_ttl: Duration,
     /// How often a sweep runs while it finds something to do, and while it does not.
     pub sweep_busy: Duration,
     pub sweep_idle: Duration,
@@ -100,6 +104,7 @@ impl Default for ShardConfig {
             in_flight_bytes: 32 << 20,
             batch_deadline: leadline_raft::FALLBACK_DEADLINE,
             remembered: 1024,
+            lock_ttl: crate::transaction::LOCK_TTL,
             sweep_busy: Duration::from_millis(100),
             sweep_idle: Duration::from_secs(1),
         }
@@ -149,6 +154,8 @@ pub struct ShardParts {
     pub hlc: Arc<Hlc>,
     pub metrics: ShardMetrics,
     pub sweeps: Arc<[Arc<dyn Sweep>]>,
+    /// Where the shards tell of locks whose coordinator may be gone.
+    pub doubts: Arc<Doubts>,
 }
 
 /// After an executor died under a leadership that goes on, the next one begins this much later; the
@@ -238,6 +245,7 @@ impl<E: Engine> Shard<E> {
             operation,
             once,
             responder: Responder::new(&group, 0),
+            parked: 0,
         };
         self.push(life, std::iter::once(command));
         PendingReply::executing(ReplyFuture::new(&group, 0, ctx, read))
@@ -279,6 +287,7 @@ impl<E: Engine> Shard<E> {
                 operation,
                 once,
                 responder: Responder::new(&group, index),
+                parked: 0,
             });
             let reply = ReplyFuture::new(&group, index, ctx, read);
             replies.push(PendingReply::executing(reply));

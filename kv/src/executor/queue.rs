@@ -24,6 +24,8 @@ pub(crate) struct Command {
     pub(crate) once: Option<Once>,
     pub(crate) size: usize,
     pub(crate) responder: Responder,
+    /// How often it has met a lock.
+    pub(crate) parked: u8,
 }
 
 #[derive(Debug)]

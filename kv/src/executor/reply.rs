@@ -116,6 +116,17 @@ impl Responder {
         queued
     }
 
+    /// Gives the claim back: the command was not evaluated after all, and left no effect.
+    pub(crate) fn unclaim(&self) {
+        if let Some(group) = &self.group {
+            let mut slots = group.0.lock();
+            let slot = slots.at(self.index);
+            if matches!(slot.state, State::Claimed) {
+                slot.state = State::Queued;
+            }
+        }
+    }
+
     /// Whether the caller has given the command up, or has its reply.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.group

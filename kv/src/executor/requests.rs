@@ -54,7 +54,7 @@ fn mark_name(session: u128) -> Bytes {
 
 impl Requests {
     /// Takes note of a private row that was written. `false`: not a row of requests, or malformed.
-    pub(crate) fn row_written(&mut self, name: &[u8], value: &Bytes) -> bool {
+    pub(crate) fn row_written(&mut self, name: &[u8], value: &[u8]) -> bool {
         if let Some(id) = parse_reply_name(name) {
             let session = self.sessions.entry(id.session).or_default();
             // Copied: a slice would keep the whole log entry in memory.
@@ -63,7 +63,7 @@ impl Requests {
                 .insert(id.number, Bytes::copy_from_slice(value));
             return true;
         }
-        match (parse_mark_name(name), <[u8; 8]>::try_from(&value[..])) {
+        match (parse_mark_name(name), <[u8; 8]>::try_from(value)) {
             (Some(session), Ok(mark)) => {
                 self.sessions.entry(session).or_default().mark = u64::from_be_bytes(mark);
                 true

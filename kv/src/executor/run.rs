@@ -26,12 +26,18 @@ use super::overlay::Overlay;
 use super::queue::{Command, Woken};
 use super::reply::Responder;
 use super::requests::{PendingRequests, Verdict};
+use super::transactions::{StepRows, Stepped, Transactions};
 use super::{Once, ShardParts};
 use crate::state_machine::{OWNED, ShardState, encode_owned};
+use crate::transaction::{AttemptId, execute};
+use crate::wire::transaction_step::Step;
 use crate::{KvError, Operation, Route, RowError, Timestamp};
 
 /// An idle executor looks this long after its last batch whether it can let go of its overlay.
 const TIDY_AFTER: Duration = Duration::from_millis(100);
+
+/// A walk over everything that has met so many locks goes on beneath them.
+const OVERLOOK: u8 = 8;
 
 /// A sweep's step may take this long.
 const SWEEP_DEADLINE: Duration = leadline_raft::FALLBACK_DEADLINE;
@@ -64,6 +70,8 @@ enum Evaluated {
     /// It has none, and saw effects up to those of this batch.
     Read(Bytes, u64),
     Failed(KvError),
+    /// It met the lock of this attempt, and left no effect.
+    Locked(AttemptId),
 }
 
 struct Thread<E: Engine> {
@@ -71,6 +79,7 @@ struct Thread<E: Engine> {
     owned: Range<Bytes>,
     overlay: Overlay,
     requests: PendingRequests,
+    transactions: Transactions,
     random: SmallRng,
     batch: Batch,
     next_sweep: Instant,
@@ -87,6 +96,7 @@ impl<E: Engine> Executor<E> {
             owned: applied.clone().unwrap_or_else(|| self.owned.clone()),
             overlay: Overlay::new(),
             requests: PendingRequests::default(),
+            transactions: Transactions::begin(self.state.transactions(), Instant::now()),
             random: SmallRng::from_os_rng(),
             batch: Batch::default(),
             next_sweep: Instant::now() + self.parts.config.sweep_idle,
@@ -127,6 +137,7 @@ impl<E: Engine> Thread<E> {
                 Woken::Time => self.tidy(),
                 Woken::Work => self.evaluate_batch(&mut backlog),
             }
+            self.after_transactions();
             if Instant::now() >= self.next_sweep {
                 self.sweep();
             }
@@ -135,15 +146,43 @@ impl<E: Engine> Thread<E> {
             }
         }
         refuse_commands(backlog);
+        refuse_commands(self.transactions.drain());
+    }
+
+    /// Evaluates what waited for a lock that is gone, and has overdue locks resolved.
+    fn after_transactions(&mut self) {
+        let most_bytes = self.executor.parts.config.batch_bytes;
+        while self.batch_bytes() < most_bytes
+            && let Some(command) = self.transactions.next_released()
+        {
+            self.take(command);
+        }
+        let (now, ttl) = (Instant::now(), self.executor.parts.config.lock_ttl);
+        if self
+            .transactions
+            .next_overdue(ttl)
+            .is_some_and(|due| due <= now)
+        {
+            let doubts = self.transactions.overdue(now, ttl);
+            self.executor.parts.doubts.raise(doubts);
+        }
+    }
+
+    /// Bytes of the batch that is being built.
+    fn batch_bytes(&self) -> usize {
+        self.overlay.bytes() + self.transactions.write_bytes()
     }
 
     fn wake_at(&self) -> Option<Instant> {
         let tidy = (!self.overlay.is_empty()).then(|| Instant::now() + TIDY_AFTER);
-        let sweep = (!self.executor.parts.sweeps.is_empty()).then_some(self.next_sweep);
-        match (tidy, sweep) {
-            (Some(tidy), Some(sweep)) => Some(tidy.min(sweep)),
-            (tidy, sweep) => tidy.or(sweep),
-        }
+        let parts = &self.executor.parts;
+        let sweep = (!parts.sweeps.is_empty()).then_some(self.next_sweep);
+        let lock = if self.transactions.has_released() {
+            Some(Instant::now())
+        } else {
+            self.transactions.next_overdue(parts.config.lock_ttl)
+        };
+        [tidy, sweep, lock].into_iter().flatten().min()
     }
 
     fn tidy(&mut self) {
@@ -158,7 +197,7 @@ impl<E: Engine> Thread<E> {
         let config = &self.executor.parts.config;
         let (most_commands, most_bytes) = (config.batch_commands, config.batch_bytes);
         while self.batch.commands < most_commands
-            && self.overlay.bytes() < most_bytes
+            && self.batch_bytes() < most_bytes
             && let Some(command) = backlog.pop_front()
         {
             self.batch.commands += 1;
@@ -175,12 +214,27 @@ impl<E: Engine> Thread<E> {
     }
 
     fn take(&mut self, command: Command) {
+        if let Some(step) = command.operation.transaction()
+            && let Some((attempt, lowest_open, step)) = step.for_executor()
+        {
+            return self.take_step(
+                &command.ctx,
+                (attempt, lowest_open),
+                step,
+                command.responder,
+            );
+        }
+        // Behind a command on the same key that waits for a lock.
+        if let Some(attempt) = self.transactions.behind(command.operation.route()) {
+            return self.park(attempt, command);
+        }
         let Command {
             ctx,
             operation,
             once,
             responder,
-            ..
+            size,
+            parked,
         } = command;
         if let Some(ended) = ctx.ended() {
             self.executor.parts.metrics.expired.inc();
@@ -204,7 +258,21 @@ impl<E: Engine> Thread<E> {
                 }
             }
         }
-        match self.evaluate(&ctx, operation.as_ref()) {
+        let overlook = parked >= OVERLOOK && operation.may_overlook_locks();
+        match self.evaluate(&ctx, operation.as_ref(), overlook) {
+            Evaluated::Locked(attempt) => {
+                responder.unclaim();
+                let parked = parked.saturating_add(1);
+                let command = Command {
+                    ctx,
+                    operation,
+                    once,
+                    size,
+                    responder,
+                    parked,
+                };
+                self.park(attempt, command);
+            }
             Evaluated::Failed(why) => responder.send(Err(why)),
             Evaluated::Read(reply, saw) => self.batch.reads.push(Answer {
                 responder,
@@ -223,6 +291,72 @@ impl<E: Engine> Thread<E> {
         }
     }
 
+    fn park(&mut self, attempt: AttemptId, command: Command) {
+        if let Some(command) = self.transactions.park(attempt, command) {
+            let full = KvError::Overloaded {
+                what: "commands waiting for locks of transactions",
+                retry_after_ms: 50,
+            };
+            command.responder.send(Err(full));
+        }
+    }
+
+    /// Does one step of a transaction over several shards.
+    fn take_step(
+        &mut self,
+        ctx: &Context,
+        (attempt, lowest_open): (AttemptId, u64),
+        step: &Step,
+        responder: Responder,
+    ) {
+        if let Some(ended) = ctx.ended() {
+            self.executor.parts.metrics.expired.inc();
+            return responder.send(Err(KvError::NotApplied(ended)));
+        }
+        if !responder.claim() {
+            self.executor.parts.metrics.expired.inc();
+            return;
+        }
+        let mut rows = StepRows {
+            ctx,
+            state: &self.executor.state,
+            overlay: &mut self.overlay,
+            owned: &self.owned,
+            hlc: &self.executor.parts.hlc,
+            wakes: &mut self.batch.wakes,
+            limit: self.executor.parts.config.command_bytes,
+        };
+        let stepped = execute(
+            &mut self.transactions,
+            &mut rows,
+            attempt,
+            lowest_open,
+            step,
+            Instant::now(),
+        );
+        match stepped {
+            Stepped::Changed(reply) => {
+                // Above every stamp that the step gave.
+                self.batch.stamp = self.executor.parts.hlc.next();
+                self.batch.writes.push((responder, reply));
+            }
+            Stepped::Looked(reply) => {
+                let saw = if self.transactions.has_writes() {
+                    self.overlay.number()
+                } else {
+                    self.overlay.newest()
+                };
+                self.batch.reads.push(Answer {
+                    responder,
+                    reply,
+                    saw,
+                    remembered: false,
+                });
+            }
+            Stepped::Failed(why) => responder.send(Err(why)),
+        }
+    }
+
     fn look_up(&self, once: &Once) -> Verdict {
         let most = self.executor.parts.config.remembered;
         let applied = self.executor.state.requests();
@@ -230,7 +364,7 @@ impl<E: Engine> Thread<E> {
     }
 
     /// Evaluates one command over the overlay; a failed one leaves no effect.
-    fn evaluate(&mut self, ctx: &Context, operation: &dyn Operation) -> Evaluated {
+    fn evaluate(&mut self, ctx: &Context, operation: &dyn Operation, overlook: bool) -> Evaluated {
         if let Route::Keys(keys) = operation.route()
             && keys.iter().any(|key| !self.owned.contains(key))
         {
@@ -251,10 +385,19 @@ impl<E: Engine> Thread<E> {
             limit: self.executor.parts.config.command_bytes,
             refused: None,
             saw: 0,
+            locks: &self.transactions.table,
+            overlook,
+            met: None,
         };
         let result = operation.evaluate(&mut rows);
-        let saw = rows.saw;
-        let failure = match (rows.refused, result) {
+        let (saw, met) = (rows.saw, rows.met);
+        let refused = rows.refused;
+        if let Some(attempt) = met {
+            self.overlay.roll_back();
+            self.batch.wakes.truncate(wakes);
+            return Evaluated::Locked(attempt);
+        }
+        let failure = match (refused, result) {
             (Some(why), _) => KvError::Invalid(why.to_owned()),
             (None, Ok(reply)) => {
                 if !self.overlay.has_effects() {
@@ -265,6 +408,10 @@ impl<E: Engine> Thread<E> {
                 return Evaluated::Write(reply);
             }
             (None, Err(RowError::Refused(why))) => KvError::Invalid(why),
+            (None, Err(RowError::OtherShard)) if operation.open_ended() => KvError::CrossShard,
+            (None, Err(RowError::OtherShard)) => {
+                KvError::Invalid("a row outside the shard".to_owned())
+            }
             (None, Err(RowError::Storage(why))) => {
                 tracing::error!(
                     operation = operation.name(),
@@ -273,7 +420,7 @@ impl<E: Engine> Thread<E> {
                 );
                 KvError::Storage(why)
             }
-            (None, Err(RowError::NeedsExecutor)) => {
+            (None, Err(RowError::NeedsExecutor | RowError::Locked)) => {
                 KvError::Storage("a command asked the executor for the executor".to_owned())
             }
             (None, Err(RowError::Ended)) => match ctx.ended() {
@@ -299,7 +446,8 @@ impl<E: Engine> Thread<E> {
         if !before.is_empty() {
             self.answer_reads(before);
         }
-        !self.overlay.batch_has_effects() || self.propose(batch, |_| ())
+        let empty = !self.overlay.batch_has_effects() && !self.transactions.has_writes();
+        empty || self.propose(batch, |_| ())
     }
 
     fn answer_reads(&self, reads: Vec<Answer>) {
@@ -318,9 +466,10 @@ impl<E: Engine> Thread<E> {
             ..
         } = &self.executor;
         let number = self.overlay.number();
-        let mut out = BatchWriter::new(life.incarnation, number, self.overlay.bytes());
+        let mut out = BatchWriter::new(life.incarnation, number, self.batch_bytes());
         self.overlay.close_batch(&mut out);
         self.requests.close_batch(&mut out);
+        self.transactions.close_batch(&mut out);
         more(&mut out);
         let entry = out.finish(batch.stamp);
         parts.metrics.batches.inc();
@@ -365,9 +514,10 @@ impl<E: Engine> Thread<E> {
             };
             self.tidy();
             let ctx = Context::with_timeout(SWEEP_DEADLINE);
-            match self.evaluate(&ctx, operation.as_ref()) {
+            match self.evaluate(&ctx, operation.as_ref(), false) {
                 Evaluated::Write(_) => busy = true,
-                Evaluated::Read(..) => {}
+                // What is locked is swept another time.
+                Evaluated::Read(..) | Evaluated::Locked(_) => {}
                 Evaluated::Failed(error) => {
                     tracing::warn!(%error, sweep = operation.name(), "a sweep failed");
                 }

@@ -51,6 +51,7 @@ use crate::metrics::CoordinatorMetrics;
 use crate::proxy::{ForwardService, LeaderProxy, Links, MOST_MESSAGE_BYTES};
 use crate::state_machine::ShardStateMachines;
 use crate::storage::{DirLock, EngineKind, Identity, Row, Store, StoreOptions};
+use crate::transaction::{Doubts, TransactionCodec};
 use crate::wire::cluster_server::ClusterServer;
 use crate::wire::forward_server::ForwardServer;
 use crate::{Door, OperationCodec, ShardedCoordinator};
@@ -157,8 +158,10 @@ impl Node {
             Arc::clone(&catalog),
             Arc::clone(&proxy),
             Arc::clone(&admission),
+            Arc::clone(&hlc),
             metrics,
         );
+        let doubts = Arc::new(Doubts::default());
         let links = Links::new(
             Arc::clone(&proxy),
             Arc::new(core::Streams(Arc::clone(&raft))),
@@ -173,7 +176,10 @@ impl Node {
             .codecs
             .iter()
             .cloned()
-            .chain([(Door::Meta, Arc::new(MetaCodec) as Arc<dyn OperationCodec>)])
+            .chain([
+                (Door::Meta, Arc::new(MetaCodec) as Arc<dyn OperationCodec>),
+                (Door::Transaction, Arc::new(TransactionCodec)),
+            ])
             .collect();
         let forward = ForwardService::new(Arc::clone(&coordinator), codecs);
         let stop = CancellationToken::new();
@@ -199,6 +205,7 @@ impl Node {
                 hlc,
                 metrics: shard_metrics,
                 sweeps: config.sweeps.clone().into(),
+                doubts: Arc::clone(&doubts),
             },
             shards: Mutex::default(),
             tasks: TaskTracker::new(),
@@ -350,6 +357,9 @@ impl Node {
         if ctx.run(self.tasks.wait()).await.is_err() {
             tracing::warn!("background tasks did not end in time");
         }
+        let transactions = ctx.child(ctx.remaining() / 4);
+        let coordinator = self.coordinator();
+        coordinator.transactions().shutdown(&transactions).await;
         self.forward.shutdown(ctx).await;
         self.links.shutdown(ctx).await;
         self.hosting.shutdown(ctx).await;
@@ -371,6 +381,12 @@ impl Node {
         let stop = self.stop.clone();
         self.tasks
             .spawn(async move { coordinator.attend(stop).await });
+
+        let transactions = Arc::clone(self.core.coordinator.transactions());
+        let doubts = Arc::clone(&self.hosting.parts.doubts);
+        let stop = self.stop.clone();
+        self.tasks
+            .spawn(async move { transactions.resolve(doubts, stop).await });
 
         let hosting = Arc::clone(&self.hosting);
         let stop = self.stop.clone();

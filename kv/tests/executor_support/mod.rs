@@ -308,6 +308,7 @@ impl Node {
             hlc: Arc::clone(&hlc),
             metrics: ShardMetrics::default(),
             sweeps,
+            doubts: Arc::default(),
         };
         let shard = Shard::new(Arc::clone(&engine), Arc::clone(&state), owned(), &parts);
         Self {

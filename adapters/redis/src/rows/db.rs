@@ -356,10 +356,13 @@ impl<'a> Db<'a> {
         self.write_first(key, None, Elements::Gone)
     }
 
-    /// How many keys this database has in this shard, expired ones not yet deleted included.
+    /// How many keys this database has in these shards, expired ones not yet deleted included.
     pub(crate) fn key_count(&mut self) -> Result<u64, ReplyError> {
-        let row = self.count_row();
-        Ok(self.read_count(&row)?)
+        let mut count = 0;
+        for owned in self.rows.shards() {
+            count += self.read_count(&layout::key_count_row(&owned.start, self.number))?;
+        }
+        Ok(count)
     }
 
     /// Wakes whoever waits for `key` once this command is applied.
@@ -385,8 +388,9 @@ impl<'a> Db<'a> {
         let seen = self.see(key)?;
         let old = seen.first.take();
         let row_key = seen.row_key.clone();
-        self.count_change(old.is_some(), new.is_some())?;
+        self.count_change(&row_key, old.is_some(), new.is_some())?;
         self.index_expiry(
+            &row_key,
             key,
             old.as_ref().and_then(|first| first.expires_at),
             new.as_ref().and_then(|first| first.expires_at),
@@ -396,7 +400,7 @@ impl<'a> Db<'a> {
             && !matches!(&new, Some(First { value: Value::Collection(live), .. })
                 if live.generation == dead.generation)
         {
-            let owned = self.rows.owned();
+            let owned = self.rows.shard_of(&row_key);
             let home = self.home(key, &dead);
             let row = layout::dead_generation_row(&owned.start, dead.generation, &home);
             self.rows
@@ -413,11 +417,11 @@ impl<'a> Db<'a> {
         Ok(())
     }
 
-    fn index_expiry(&mut self, key: &[u8], old: Option<u64>, new: Option<u64>) {
+    fn index_expiry(&mut self, row_key: &[u8], key: &[u8], old: Option<u64>, new: Option<u64>) {
         if old == new {
             return;
         }
-        let owned = self.rows.owned();
+        let owned = self.rows.shard_of(row_key);
         if let Some(at) = old {
             self.rows
                 .delete(layout::expiry_index_row(&owned.start, at, self.number, key));
@@ -430,24 +434,13 @@ impl<'a> Db<'a> {
         }
     }
 
-    fn count_change(&mut self, was: bool, is: bool) -> Result<(), RowError> {
+    fn count_change(&mut self, row_key: &[u8], was: bool, is: bool) -> Result<(), RowError> {
         if was == is {
             return Ok(());
         }
-        let row = self.count_row();
-        let count = self.read_count(&row)?;
-        let count = if is {
-            count + 1
-        } else {
-            count.saturating_sub(1)
-        };
-        self.rows
-            .put(row, Bytes::copy_from_slice(&count.to_be_bytes()));
-        Ok(())
-    }
-
-    fn count_row(&self) -> Bytes {
-        layout::key_count_row(&self.rows.owned().start, self.number)
+        let owned = self.rows.shard_of(row_key);
+        let row = layout::key_count_row(&owned.start, self.number);
+        self.rows.add(row, if is { 1 } else { -1 })
     }
 
     fn read_count(&mut self, row: &[u8]) -> Result<u64, RowError> {

@@ -62,6 +62,8 @@ pub(crate) fn check(rows: &mut dyn Rows) -> Census {
             continue;
         }
         match place.database {
+            // Of the store itself.
+            0xFF => {}
             0xFC => drop(index.insert(row_key)),
             0xFD => {
                 let (generation, prefix) = layout::parse_dead_generation_row(&row_key).unwrap();

@@ -194,6 +194,11 @@ impl RowPlace<'_> {
     }
 }
 
+/// Whether a row key of the Redis keyspace is that of a key's first row.
+pub(crate) fn is_first_row(row_key: &[u8]) -> bool {
+    row_key.last() == Some(&FIRST) && row_place(row_key).is_some_and(|place| place.is_first)
+}
+
 /// Cuts a row key of the Redis keyspace; `None` if it is none.
 pub(crate) fn row_place(row_key: &[u8]) -> Option<RowPlace<'_>> {
     let &[keyspace::REDIS, high, low, database, ref rest @ ..] = row_key else {

@@ -13,6 +13,7 @@
 //! shard rows  0x10 | first slot of the shard | 0xFC database expiry key   -> empty (expiry index)
 //!                                            | 0xFD generation P          -> type (dead generation)
 //!                                            | 0xFE database              -> count of keys
+//!                                            | 0xFF …                     the store's own
 //! ```
 //!
 //! # Invariants
@@ -38,8 +39,8 @@ mod walk;
 pub(crate) use db::{Collection, Db, First, Value};
 pub(crate) use hashed::Hashed;
 pub(crate) use layout::{
-    ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, list_position, owned_slots,
-    score_bytes, score_from_bytes, slot_prefix,
+    ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, is_first_row, list_position,
+    owned_slots, score_bytes, score_from_bytes, slot_prefix,
 };
 pub(crate) use sweep::{Swept, sweep_expired, sweep_generations};
 pub(crate) use walk::SCAN_POSITION_BITS;

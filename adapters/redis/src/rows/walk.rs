@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use leadline_kv::ScanOrder;
-use leadline_kv::keyspace::SLOTS;
+use leadline_kv::keyspace::{self, SLOTS};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::db::{Db, First, Value};
@@ -303,20 +303,33 @@ impl Db<'_> {
         for range in doomed {
             self.rows().delete_range(range);
         }
-        let owned = self.rows().owned();
-        let index = layout::expiry_index_rows(&owned.start, number);
-        self.rows().delete_range(index);
-        self.rows()
-            .delete(layout::key_count_row(&owned.start, number));
+        for owned in self.rows().shards() {
+            let index = layout::expiry_index_rows(&owned.start, number);
+            self.rows().delete_range(index);
+            self.rows()
+                .delete(layout::key_count_row(&owned.start, number));
+        }
         self.forget();
         Ok(())
     }
 
-    /// Deletes every key of every database in this shard, as one effect.
+    /// Deletes every key of every database in this shard, as effects by range.
     pub(crate) fn flush_shard(&mut self) -> Result<(), ReplyError> {
-        let slots = self.slots();
-        if !slots.is_empty() {
-            self.rows().delete_range(layout::slot_rows(slots));
+        for owned in self.rows().shards() {
+            let slots = layout::owned_slots(&owned);
+            if slots.is_empty() {
+                continue;
+            }
+            // What the store itself keeps in the shard stays.
+            let own = keyspace::area(&owned.start);
+            let Range { start, end } = layout::slot_rows(slots);
+            if own < start || own >= end {
+                self.rows().delete_range(start..end);
+                continue;
+            }
+            let after = end_of_prefix(&own);
+            self.rows().delete_range(start..own);
+            self.rows().delete_range(after..end);
         }
         self.forget();
         Ok(())

@@ -471,7 +471,7 @@ fn transactions(seed: u64, lists: bool, breaks: Breaks) -> Vec<Op> {
                 states[states.len().saturating_sub(6)].clone()
             }
             Breaks::Snapshots => states[states.len().saturating_sub(1 + nth as usize % 3)].clone(),
-            Breaks::Tears if random.random_bool(0.2) => {
+            Breaks::Tears if random.random_bool(0.6) => {
                 // Half of the keys as before the last transaction.
                 let old = &states[states.len().saturating_sub(2)];
                 let mut torn = state.clone();

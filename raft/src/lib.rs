@@ -3,6 +3,7 @@
 //! Layers above see [`Context`], the ids, [`RaftError`] and the traits of [`engine`]. openraft and
 //! tonic stay inside this crate.
 
+mod blocking;
 mod context;
 pub mod engine;
 mod error;

@@ -75,6 +75,12 @@ impl<T: Send + 'static> openraft::raft::responder::Responder<TypeConfig, T> for 
     }
 }
 
+/// Tests draw openraft's random numbers from a seed where they set one.
+#[cfg(any(test, feature = "testing"))]
+type AsyncRuntime = crate::testing::seeded::SeededRuntime;
+#[cfg(not(any(test, feature = "testing")))]
+type AsyncRuntime = openraft::impls::TokioRuntime;
+
 /// openraft's choices of types. One leader per term, as in Ongaro's Raft (`leader_id_std`).
 #[derive(Debug, Clone, Copy, Default, Eq, PartialEq, Ord, PartialOrd)]
 pub(crate) struct TypeConfig {}
@@ -99,7 +105,7 @@ impl openraft::RaftTypeConfig for TypeConfig {
         = openraft::impls::InlineBatch<T>
     where
         T: Send + 'static;
-    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type AsyncRuntime = AsyncRuntime;
     type ErrorSource = openraft::impls::BoxedErrorSource;
 }
 

@@ -195,7 +195,7 @@ impl Group {
             self.applied.clone(),
             self.tail.clone(),
         );
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = crate::blocking::run(move || {
             StateAdapter::open(machine, applied, tail, Some(Arc::new(tenure)))
         });
         let state = opened.await.map_err(std::io::Error::other)??;

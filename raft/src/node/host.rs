@@ -117,7 +117,7 @@ impl Host {
 
     async fn start(&self, group: GroupId) -> Result<Arc<Group>, BuildError> {
         let machines = self.machines.clone();
-        let machine = tokio::task::spawn_blocking(move || machines.open(group))
+        let machine = crate::blocking::run(move || machines.open(group))
             .await
             .map_err(std::io::Error::other)?
             .map_err(std::io::Error::other)?;
@@ -209,7 +209,7 @@ impl Host {
         // The state first: a log without state is rebuilt by the leader, a state without log is not
         // found again.
         let machines = self.machines.clone();
-        tokio::task::spawn_blocking(move || machines.destroy(group))
+        crate::blocking::run(move || machines.destroy(group))
             .await
             .map_err(|error| RaftError::Stopped(error.to_string()))?
             .map_err(|error| RaftError::Stopped(error.to_string()))?;
@@ -388,7 +388,7 @@ impl Inbound for Inbox {
         let host = self.host();
         within(ctx, async move {
             let machine = host?.learn(group).await?.machine.clone();
-            tokio::task::spawn_blocking(move || machine.begin_install())
+            crate::blocking::run(move || machine.begin_install())
                 .await
                 .map_err(refused)?
                 .map_err(refused)

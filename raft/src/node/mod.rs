@@ -1,16 +1,16 @@
 //! [`RaftNode`]: the Raft groups of one node, over one log and one transport.
 
-mod group;
-mod host;
+pub(crate) mod group;
+pub(crate) mod host;
 mod membership;
 mod metrics;
 mod pending;
 mod position;
-mod proof;
+pub(crate) mod proof;
 mod read_index;
-mod settings;
-mod state;
-mod substrate;
+pub(crate) mod settings;
+pub(crate) mod state;
+pub(crate) mod substrate;
 mod tail;
 
 #[cfg(test)]

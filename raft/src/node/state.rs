@@ -320,7 +320,7 @@ fn failed(error: StateError) -> io::Error {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    match crate::blocking::run(work).await {
         Ok(result) => result,
         Err(error) => Err(io::Error::other(format!("state machine: {error}"))),
     }

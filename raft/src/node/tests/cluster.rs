@@ -1,37 +1,21 @@
 //! Nodes in one process: real groups over logs in memory and a network of function calls.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::future::Future;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::FutureExt;
-use futures::future::BoxFuture;
-use openraft::Config;
-use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
-use openraft::network::RPCOption;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
-};
-use openraft::{OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::memory_log::MemoryLogs;
 use crate::engine::{
     LeaderView, Leadership, Membership, Proposer, ReadMode, StateMachines, Timing,
 };
 use crate::node::group::Group;
 use crate::node::host::{Host, Inbox};
-use crate::node::proof::BootClock;
 use crate::node::settings::Settings;
-use crate::node::state::StateAdapter;
-use crate::node::substrate::{Raft, StartError, Substrate, start};
+use crate::testing::memory_log::MemoryLogs;
+use crate::testing::wire::{TestSubstrate, VirtualClock, Wire};
 use crate::testing::{MemoryMachine, MemoryMachines};
-use crate::transport::{Inbound, Refused};
-use crate::types::{Peer, Snapshot, SnapshotData, TypeConfig, Vote};
 use crate::{Context, GroupId, NodeId, RaftError};
 
 pub(super) const GROUP: GroupId = GroupId(1);
@@ -39,204 +23,11 @@ pub(super) const GROUP: GroupId = GroupId(1);
 /// Long enough for anything that can happen at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What a message that goes nowhere costs its sender.
-const SILENCE: Duration = Duration::from_millis(400);
-
-/// Boot time that follows the test's virtual time.
-#[derive(Debug)]
-struct VirtualClock(Instant);
-
-impl BootClock for VirtualClock {
-    fn now(&self) -> Duration {
-        self.0.elapsed()
-    }
-}
-
-/// The links between nodes.
-#[derive(Default)]
-pub(super) struct Wire {
-    inboxes: Mutex<HashMap<NodeId, Inbox>>,
-    cut: Mutex<HashSet<(NodeId, NodeId)>>,
-}
-
-impl Wire {
-    fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        self.cut.lock().contains(&(from, to))
-    }
-
-    /// Calls `to`, both ways over links that may be cut meanwhile.
-    async fn call<T, F>(
-        &self,
-        from: NodeId,
-        to: NodeId,
-        ask: impl FnOnce(Inbox, Context) -> F,
-    ) -> Result<T, Lost>
-    where
-        F: Future<Output = Result<T, Refused>>,
-    {
-        let inbox = self.inboxes.lock().get(&to).cloned();
-        let Some(inbox) = inbox.filter(|_| !self.is_cut(from, to)) else {
-            tokio::time::sleep(SILENCE).await;
-            return Err(Lost("no answer".to_owned()));
-        };
-        let answer = ask(inbox, Context::fallback()).await;
-        if self.is_cut(to, from) {
-            tokio::time::sleep(SILENCE).await;
-            return Err(Lost("no answer".to_owned()));
-        }
-        answer.map_err(|refused| Lost(refused.0))
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Lost(String);
-
-impl From<Lost> for RPCError<TypeConfig> {
-    fn from(lost: Lost) -> Self {
-        Self::Unreachable(Unreachable::new(&lost))
-    }
-}
-
-struct Networks {
-    wire: Arc<Wire>,
-    from: NodeId,
-    group: GroupId,
-}
-
-struct Network {
-    wire: Arc<Wire>,
-    from: NodeId,
-    to: NodeId,
-    group: GroupId,
-}
-
-impl RaftNetworkFactory<TypeConfig> for Networks {
-    type Network = Network;
-
-    async fn new_client(&mut self, target: u64, _: &Peer) -> Network {
-        Network {
-            wire: self.wire.clone(),
-            from: self.from,
-            to: NodeId(target),
-            group: self.group,
-        }
-    }
-}
-
-impl RaftNetworkV2<TypeConfig> for Network {
-    type SnapshotData = SnapshotData;
-
-    async fn append_entries(
-        &mut self,
-        rpc: AppendEntriesRequest<TypeConfig>,
-        _: RPCOption,
-    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let group = self.group;
-        let ask = |inbox: Inbox, ctx: Context| inbox.append(&ctx, group, rpc);
-        Ok(self.wire.call(self.from, self.to, ask).await?)
-    }
-
-    async fn vote(
-        &mut self,
-        rpc: VoteRequest<TypeConfig>,
-        _: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let group = self.group;
-        let ask = |inbox: Inbox, ctx: Context| inbox.vote(&ctx, group, rpc);
-        Ok(self.wire.call(self.from, self.to, ask).await?)
-    }
-
-    async fn pre_vote(
-        &mut self,
-        rpc: VoteRequest<TypeConfig>,
-        _: RPCOption,
-    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let group = self.group;
-        let ask = |inbox: Inbox, ctx: Context| inbox.pre_vote(&ctx, group, rpc);
-        Ok(self.wire.call(self.from, self.to, ask).await?)
-    }
-
-    async fn transfer_leader(
-        &mut self,
-        rpc: TransferLeaderRequest<TypeConfig>,
-        _: RPCOption,
-    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let group = self.group;
-        let ask = |inbox: Inbox, ctx: Context| inbox.transfer_leader(&ctx, group, rpc);
-        Ok(self.wire.call(self.from, self.to, ask).await?)
-    }
-
-    async fn full_snapshot(
-        &mut self,
-        vote: Vote,
-        snapshot: Snapshot,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _: RPCOption,
-    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let SnapshotData::Source(mut source) = snapshot.snapshot else {
-            panic!("a snapshot to send is a source");
-        };
-        let (group, meta) = (self.group, snapshot.meta);
-        let ask = |inbox: Inbox, ctx: Context| async move {
-            let mut sink = inbox.begin_snapshot(&ctx, group, &meta).await?;
-            while let Some(chunk) = source.next_chunk().unwrap() {
-                sink.write_chunk(chunk).unwrap();
-            }
-            let snapshot = Snapshot {
-                meta,
-                snapshot: SnapshotData::Sink(sink),
-            };
-            inbox.install_snapshot(&ctx, group, vote, snapshot).await
-        };
-        match self.wire.call(self.from, self.to, ask).await {
-            Ok(response) => Ok(response),
-            Err(lost) => Err(StreamingError::Unreachable(Unreachable::new(&lost))),
-        }
-    }
-}
-
 /// What outlives a node: its disks.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     pub(super) logs: MemoryLogs,
     pub(super) machines: MemoryMachines,
-}
-
-struct TestSubstrate {
-    wire: Arc<Wire>,
-    node: NodeId,
-    logs: MemoryLogs,
-}
-
-impl Substrate for TestSubstrate {
-    fn groups(&self) -> Vec<GroupId> {
-        self.logs.groups()
-    }
-
-    fn start(
-        &self,
-        node: NodeId,
-        group: GroupId,
-        config: Arc<Config>,
-        state: StateAdapter,
-    ) -> BoxFuture<'_, Result<Raft, StartError>> {
-        let network = Networks {
-            wire: self.wire.clone(),
-            from: self.node,
-            group,
-        };
-        start(node, config, network, self.logs.group(group), state).boxed()
-    }
-
-    fn haste(&self, _group: GroupId) -> Option<crate::transport::Haste> {
-        None
-    }
-
-    fn remove(&self, group: GroupId) -> BoxFuture<'_, Result<(), String>> {
-        self.logs.remove(group);
-        async { Ok(()) }.boxed()
-    }
 }
 
 /// Nodes, their disks, and the links between them.
@@ -303,14 +94,14 @@ impl Cluster {
         .await
         .map_err(|failed| failed.to_string())?;
         let inbox = Inbox(Arc::downgrade(&host));
-        self.wire.inboxes.lock().insert(node, inbox);
+        self.wire.connect(node, inbox);
         self.hosts.insert(node, host);
         Ok(())
     }
 
     /// Stops `node`; its disk stays.
     pub(super) async fn stop(&mut self, node: u64) {
-        self.wire.inboxes.lock().remove(&NodeId(node));
+        self.wire.disconnect(NodeId(node));
         let host = self.hosts.remove(&NodeId(node)).unwrap();
         host.shutdown(&ctx()).await;
     }
@@ -354,7 +145,7 @@ impl Cluster {
     }
 
     pub(super) fn cut(&self, from: u64, to: u64) {
-        self.wire.cut.lock().insert((NodeId(from), NodeId(to)));
+        self.wire.cut(NodeId(from), NodeId(to));
     }
 
     /// Cuts `node` off from all others, both ways.
@@ -366,7 +157,7 @@ impl Cluster {
     }
 
     pub(super) fn heal(&self) {
-        self.wire.cut.lock().clear();
+        self.wire.heal();
     }
 
     /// Waits until `node` leads.

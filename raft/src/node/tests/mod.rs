@@ -3,8 +3,8 @@
 
 mod chaos;
 mod cluster;
-mod memory_log;
 mod nodes;
 mod scenarios;
+mod simulation;
 mod sockets;
 mod suite;

@@ -1,7 +1,7 @@
 //! Generates the gRPC types from `proto/`, with a compiler written in Rust: no protoc needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let proto = protox::compile(["proto/kv.proto"], ["proto"])?;
+    let proto = protox::compile(["proto/kv.proto", "proto/blobs.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".")
         .compile_fds(proto)?;

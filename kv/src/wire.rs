@@ -1,4 +1,4 @@
-//! The generated messages and services of `proto/kv.proto`.
+//! The generated messages and services of `proto/kv.proto` and `proto/blobs.proto`.
 
 #![expect(
     unreachable_pub,

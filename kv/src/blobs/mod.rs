@@ -21,15 +21,18 @@
 //!    a damaged copy is fetched again.
 
 mod chunk;
+mod disk;
 mod error;
+mod fetch;
 #[cfg(any(test, feature = "testing"))]
 mod memory;
-#[cfg_attr(
-    not(any(test, feature = "testing")),
-    expect(dead_code, reason = "the store on disk takes from it")
-)]
+mod metrics;
+mod peers;
 mod permits;
 mod references;
+mod replicated;
+mod service;
+mod upkeep;
 mod upload;
 
 use std::time::Duration;

@@ -1,10 +1,71 @@
-//! The budget for bodies on their way to disk.
+//! The budget for bodies on their way to disk, and the pools that reads draw on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::Busy;
+use leadline_raft::Context;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use super::error::RETRY_AFTER_MS;
+use super::{BlobError, Busy};
+
+/// Disk slots, and a bounded number of callers that wait for one. The permit goes with the work,
+/// not with the caller: it comes back when the disk is done.
+#[derive(Debug)]
+pub(super) struct Pool {
+    what: &'static str,
+    slots: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    most_waiting: usize,
+}
+
+impl Pool {
+    pub(super) fn new(what: &'static str, slots: usize, most_waiting: usize) -> Self {
+        Self {
+            what,
+            slots: Arc::new(Semaphore::new(slots)),
+            waiting: AtomicUsize::new(0),
+            most_waiting,
+        }
+    }
+
+    /// A slot, waited for until `ctx` ends.
+    ///
+    /// # Errors
+    /// `Overloaded` at once when too many wait; `NotApplied`; `Stopping`.
+    pub(super) async fn take(&self, ctx: &Context) -> Result<OwnedSemaphorePermit, BlobError> {
+        if let Some(slot) = self.try_take() {
+            return Ok(slot);
+        }
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiter = Waiter(&self.waiting);
+        if waiting >= self.most_waiting {
+            return Err(BlobError::Overloaded {
+                what: self.what,
+                retry_after_ms: RETRY_AFTER_MS,
+            });
+        }
+        ctx.run(Arc::clone(&self.slots).acquire_owned())
+            .await?
+            .map_err(|_| BlobError::Stopping)
+    }
+
+    pub(super) fn try_take(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.slots).try_acquire_owned().ok()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+struct Waiter<'a>(&'a AtomicUsize);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Bytes of bodies that a node holds at once.
 #[derive(Debug)]
@@ -70,6 +131,19 @@ impl Drop for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_pool_lets_few_wait_until_their_deadlines_and_refuses_the_rest() {
+        let pool = Pool::new("reads", 1, 1);
+        let ctx = Context::with_timeout(std::time::Duration::from_secs(1));
+        let slot = pool.take(&ctx).await.unwrap();
+        let (first, second) = tokio::join!(pool.take(&ctx), pool.take(&ctx));
+        assert!(matches!(first, Err(BlobError::NotApplied(_))));
+        assert!(matches!(second, Err(BlobError::Overloaded { .. })));
+        assert_eq!(pool.waiting(), 0);
+        drop(slot);
+        assert!(pool.try_take().is_some());
+    }
 
     #[test]
     fn a_spent_budget_refuses_at_once_and_is_whole_again_when_the_last_share_is_gone() {

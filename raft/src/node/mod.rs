@@ -240,6 +240,14 @@ impl RaftNode {
         self.pool.channel(ctx, node).await
     }
 
+    /// As [`RaftNode::channel`], a connection of its own for what is large.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn bulk_channel(&self, ctx: &Context, node: NodeId) -> Result<Channel, PeerError> {
+        self.pool.bulk_channel(ctx, node).await
+    }
+
     /// Becomes `Some` when the log has failed, and this node must stop.
     #[must_use]
     pub fn failed(&self) -> watch::Receiver<Option<String>> {

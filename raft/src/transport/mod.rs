@@ -353,9 +353,10 @@ struct Peer {
     budget: Arc<Semaphore>,
     snapshots: Arc<Semaphore>,
     road: Mutex<Road>,
+    bulk_road: Mutex<Road>,
 }
 
-/// The way of [`PeerPool::channel`] to a peer.
+/// The way of [`PeerPool::channel`] or [`PeerPool::bulk_channel`] to a peer.
 enum Road {
     Idle,
     /// One caller's attempt, which all who come meanwhile share.
@@ -463,9 +464,27 @@ impl PeerPool {
     /// # Errors
     /// Nothing was sent: `Unreachable`, `Refused`, `Closed`, or the end of `ctx`.
     pub async fn channel(&self, ctx: &Context, node: NodeId) -> Result<Channel, PeerError> {
+        self.travel(ctx, node, |peer| &peer.road).await
+    }
+
+    /// As [`PeerPool::channel`], a connection of its own for what is large: nothing urgent waits
+    /// behind it.
+    ///
+    /// # Errors
+    /// As [`PeerPool::channel`].
+    pub async fn bulk_channel(&self, ctx: &Context, node: NodeId) -> Result<Channel, PeerError> {
+        self.travel(ctx, node, |peer| &peer.bulk_road).await
+    }
+
+    async fn travel(
+        &self,
+        ctx: &Context,
+        node: NodeId,
+        which: fn(&Peer) -> &Mutex<Road>,
+    ) -> Result<Channel, PeerError> {
         let peer = self.shared.peer(node);
         let mut attempt = {
-            let mut road = peer.road.lock();
+            let mut road = which(&peer).lock();
             match &*road {
                 Road::Open(channel) => return Ok(channel.clone()),
                 Road::Down { until, error } if Instant::now() < *until => {
@@ -482,7 +501,7 @@ impl PeerPool {
                     // Not the caller's: others wait for the same attempt, which is bounded itself.
                     self.shared.link.tasks.spawn(async move {
                         let outcome = peer.open_channel(&link).await;
-                        *peer.road.lock() = match &outcome {
+                        *which(&peer).lock() = match &outcome {
                             Ok(channel) => Road::Open(channel.clone()),
                             Err(error) => Road::Down {
                                 until: Instant::now() + link.limits.backoff(3),
@@ -551,6 +570,7 @@ impl Peer {
             )),
             snapshots: Arc::new(Semaphore::new(link.limits.snapshots)),
             road: Mutex::new(Road::Idle),
+            bulk_road: Mutex::new(Road::Idle),
             remote,
         }
     }

@@ -1,0 +1,356 @@
+//! The store's promises, on a disk that fails and on a real one.
+
+mod model;
+mod sim;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use leadline_raft::Context;
+use tokio::runtime::Runtime;
+
+use self::sim::Disk;
+use super::record::{DATA_START, RECORD_HEADER};
+use super::*;
+use crate::blobs::permits::Budget;
+
+const DIR: &str = "/blobs";
+
+/// Segments of a few chunks, so that a test sees many.
+fn small() -> Options {
+    Options {
+        segment_bytes: 32 << 10,
+        queue_bytes: 64 << 10,
+        least_free_bytes: 0,
+    }
+}
+
+fn try_open(disk: &Disk) -> Result<Arc<ChunkStore>, OpenStoreError> {
+    let files = Arc::new(disk.clone());
+    ChunkStore::open(Path::new(DIR), small(), files, BlobMetrics::default())
+}
+
+fn open(disk: &Disk) -> Arc<ChunkStore> {
+    try_open(disk).unwrap()
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap()
+}
+
+fn seconds(seconds: u64) -> Context {
+    Context::with_timeout(Duration::from_secs(seconds))
+}
+
+/// The `i`th of some chunks, whose sizes differ.
+fn chunk(i: u32) -> (ChunkRef, Bytes) {
+    let len = 100 + (i as usize * 977) % 4000;
+    let bytes: Vec<u8> = (0..len).map(|at| (at as u32 ^ (i * 31)) as u8).collect();
+    let mut bytes = bytes;
+    bytes[..4].copy_from_slice(&i.to_le_bytes());
+    (ChunkRef::of(&bytes), bytes.into())
+}
+
+fn write(rt: &Runtime, store: &ChunkStore, i: u32) -> Result<(), DiskError> {
+    let (name, bytes) = chunk(i);
+    let crc = crc32c::crc32c(&bytes);
+    rt.block_on(store.write(&seconds(60), name, crc, bytes, None))
+}
+
+fn segment(number: u32) -> PathBuf {
+    Path::new(DIR).join(format!("{number:08x}.blob"))
+}
+
+#[test]
+fn chunks_are_there_after_a_clean_close_without_reading_them_and_after_a_kill() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    for i in 0..40 {
+        write(&rt, &store, i).unwrap();
+    }
+    store.close();
+    assert!(disk.names("blob").len() > 2, "several segments");
+    assert_eq!(disk.names("blob").len(), disk.names("hint").len());
+
+    for lost_hints in [false, true] {
+        if lost_hints {
+            for hint in disk.names("hint") {
+                disk.forget(&hint);
+            }
+        }
+        let store = open(&disk);
+        assert_eq!(store.found(), Found::default());
+        for i in 0..40 {
+            let (name, bytes) = chunk(i);
+            assert_eq!(store.read(name), Some(bytes), "{i}");
+        }
+        assert_eq!(store.stats().chunks, 40);
+        store.close();
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_what_was_synced_before_it_stays() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    for i in 0..3 {
+        write(&rt, &store, i).unwrap();
+    }
+    // Of the next write, one half reaches the file.
+    disk.kill_after(0);
+    assert!(write(&rt, &store, 3).is_err());
+    drop(store);
+    disk.restart();
+    let store = open(&disk);
+    assert!(store.found().torn);
+    assert_eq!(store.found().damaged, 0);
+    for i in 0..3 {
+        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1));
+    }
+    assert!(!store.contains(chunk(3).0));
+    write(&rt, &store, 3).unwrap();
+    assert_eq!(store.read(chunk(3).0), Some(chunk(3).1));
+}
+
+#[test]
+fn damage_before_a_synced_write_is_reported_and_costs_that_chunk_only() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    for i in 0..4 {
+        write(&rt, &store, i).unwrap();
+    }
+    // As after a kill: no hint.
+    disk.kill_after(0);
+    drop(store);
+    disk.restart();
+    let second = DATA_START + record::stride(chunk(0).0.len);
+    for offset in [8, RECORD_HEADER as u64 + 10] {
+        disk.flip(&segment(1), (second + offset) as usize);
+        let store = open(&disk);
+        assert_eq!(store.found().damaged, 1, "at {offset}");
+        assert!(!store.found().torn);
+        for i in [0, 2, 3] {
+            assert_eq!(store.read(chunk(i).0), Some(chunk(i).1), "{i} at {offset}");
+        }
+        assert!(!store.contains(chunk(1).0));
+        disk.kill_after(0);
+        drop(store);
+        disk.restart();
+        for hint in disk.names("hint") {
+            disk.forget(&hint);
+        }
+        for later in disk.names("blob").into_iter().skip(1) {
+            disk.forget(&later);
+        }
+        disk.flip(&segment(1), (second + offset) as usize);
+    }
+}
+
+#[test]
+fn a_chunk_that_rots_is_never_given_out_and_can_be_written_anew() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    write(&rt, &store, 1).unwrap();
+    write(&rt, &store, 2).unwrap();
+    disk.flip(&segment(1), DATA_START as usize + RECORD_HEADER + 50);
+    assert_eq!(store.read(chunk(1).0), None);
+    assert!(!store.contains(chunk(1).0));
+    assert_eq!(store.read(chunk(2).0), Some(chunk(2).1));
+    write(&rt, &store, 1).unwrap();
+    assert_eq!(store.read(chunk(1).0), Some(chunk(1).1));
+}
+
+#[test]
+fn a_scrub_finds_what_nobody_reads() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    for i in 0..30 {
+        write(&rt, &store, i).unwrap();
+    }
+    let sealed = store.sealed();
+    let records = store.live_in(&sealed[0]).unwrap();
+    assert!(records.iter().all(|&(hash, at)| store.scrub(hash, at)));
+    let (hash, at) = records[1];
+    disk.flip(
+        &segment(sealed[0].head.number),
+        at.payload_offset() as usize,
+    );
+    assert!(!store.scrub(hash, at));
+    assert_eq!(store.live_in(&sealed[0]).unwrap().len(), records.len() - 1);
+}
+
+#[test]
+fn a_failed_sync_stops_the_store_for_good_and_says_why() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    write(&rt, &store, 1).unwrap();
+    disk.fail_syncs(true);
+    let error = write(&rt, &store, 2).unwrap_err();
+    assert!(
+        matches!(&error, DiskError::Failed(why) if why.contains("os error 5")),
+        "{error}"
+    );
+    disk.fail_syncs(false);
+    assert!(matches!(write(&rt, &store, 3), Err(DiskError::Failed(_))));
+    assert!(store.failed().borrow().is_some());
+    assert_eq!(store.read(chunk(1).0), Some(chunk(1).1));
+    assert!(!store.contains(chunk(2).0));
+}
+
+#[test]
+fn a_full_disk_refuses_chunks_and_takes_them_again_when_there_is_room() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    disk.fill(true);
+    assert!(matches!(write(&rt, &store, 1), Err(DiskError::Write(_))));
+    disk.fill(false);
+    write(&rt, &store, 1).unwrap();
+    assert!(store.failed().borrow().is_none());
+}
+
+#[test]
+fn a_segment_of_a_newer_format_is_refused_by_name() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    write(&rt, &store, 1).unwrap();
+    store.close();
+    let file = disk.open(&segment(1), false).unwrap();
+    let mut head = file.read_at(32, 0).unwrap();
+    head[8] = 9;
+    head[12..16].fill(0);
+    let crc = crc32c::crc32c(&head);
+    head[12..16].copy_from_slice(&crc.to_le_bytes());
+    file.write_at(&[&head], 0).unwrap();
+    let refused = ChunkStore::open(
+        Path::new(DIR),
+        small(),
+        Arc::new(disk),
+        BlobMetrics::default(),
+    );
+    assert!(matches!(
+        refused,
+        Err(OpenStoreError::Newer { found: 9, .. })
+    ));
+}
+
+#[test]
+fn chunks_that_wait_share_a_sync_and_the_bytes_they_waited_with_come_back() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    write(&rt, &store, 0).unwrap();
+    let before = disk.syncs();
+    let budget = Budget::new(1 << 20);
+    rt.block_on(async {
+        let writes = (1..16).map(|i| {
+            let (name, bytes) = chunk(i);
+            let held = budget.try_reserve(bytes.len()).unwrap();
+            let store = &store;
+            async move {
+                let ctx = seconds(60);
+                let crc = crc32c::crc32c(&bytes);
+                store.write(&ctx, name, crc, bytes, Some(held)).await
+            }
+        });
+        futures::future::try_join_all(writes).await.unwrap();
+    });
+    let syncs = disk.syncs() - before;
+    assert!(syncs < 12, "{syncs} syncs for 15 chunks");
+    assert_eq!(budget.held(), 0);
+}
+
+#[test]
+fn what_is_collected_gives_its_segments_back_and_what_is_needed_moves() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    for i in 0..200 {
+        write(&rt, &store, i).unwrap();
+    }
+    let before = disk.names("blob").len();
+    store.advance(100);
+    for i in (0..200).step_by(7) {
+        assert!(store.refresh(chunk(i).0));
+    }
+    assert_eq!(store.collect(100), 200 - 29);
+    for segment in store.sparse(50) {
+        for (hash, at) in store.live_in(&segment).unwrap() {
+            store.relocate(hash, at).unwrap();
+        }
+        assert!(store.delete_if_empty(&segment).unwrap());
+    }
+    assert!(disk.names("blob").len() < before / 2);
+    let kept = |store: &ChunkStore| {
+        for i in 0..200 {
+            let expected = (i % 7 == 0).then(|| chunk(i).1);
+            assert_eq!(store.read(chunk(i).0), expected, "{i}");
+        }
+    };
+    kept(&store);
+    store.close();
+    let store = open(&disk);
+    for i in (0..200).step_by(7) {
+        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1), "{i}");
+    }
+}
+
+#[test]
+fn disks_write_little_more_than_they_are_given() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = ChunkStore::open(
+        Path::new(DIR),
+        Options::default(),
+        Arc::new(disk.clone()),
+        BlobMetrics::default(),
+    )
+    .unwrap();
+    let mut given = 0;
+    for i in 0..64_u32 {
+        let bytes = Bytes::from(i.to_le_bytes().repeat(16 << 8));
+        given += bytes.len() as u64;
+        let crc = crc32c::crc32c(&bytes);
+        let name = ChunkRef::of(&bytes);
+        rt.block_on(store.write(&seconds(60), name, crc, bytes, None))
+            .unwrap();
+    }
+    store.close();
+    let written = disk.written();
+    assert!(written * 100 <= given * 102, "{written} for {given}");
+}
+
+/// On the real file system: what is reserved ahead is given back, and bytes are where they belong.
+#[test]
+fn a_store_on_the_file_system_keeps_its_chunks_and_takes_little_more_room() {
+    let rt = runtime();
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("blobs");
+    let open = || {
+        let options = Options {
+            segment_bytes: 1 << 20,
+            least_free_bytes: 0,
+            ..Options::default()
+        };
+        ChunkStore::open(&dir, options, Arc::new(SystemFiles), BlobMetrics::default()).unwrap()
+    };
+    let store = open();
+    for i in 0..1000 {
+        write(&rt, &store, i).unwrap();
+    }
+    store.close();
+    let store = open();
+    for i in 0..1000 {
+        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1));
+    }
+    let stats = store.stats();
+    let on_disk: u64 = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(
+        on_disk < stats.live_bytes * 105 / 100,
+        "{on_disk}, {stats:?}"
+    );
+}

@@ -1,0 +1,145 @@
+//! What the blob store measures.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// The metrics; cloning shares them.
+#[derive(Clone, Debug)]
+pub(crate) struct BlobMetrics {
+    /// Duration of one write with its `fdatasync`, in seconds.
+    pub(super) sync_seconds: Histogram,
+    /// Bytes written to segments, headers and padding included.
+    pub(super) bytes_written: Counter,
+    pub(super) chunks_written: Counter,
+    /// Chunks put that were here already.
+    pub(super) duplicates: Counter,
+    /// Of `bytes_written`: bytes moved to make room.
+    pub(super) bytes_moved: Counter,
+    pub(super) local_reads: Counter,
+    /// Chunks fetched from peers, once for all who wanted them.
+    pub(super) fetches: Counter,
+    /// Callers that shared another's fetch.
+    pub(super) fetches_shared: Counter,
+    pub(super) fetch_failures: Counter,
+    /// Chunks pushed to peers.
+    pub(super) pushes: Counter,
+    pub(super) push_failures: Counter,
+    /// Pushes not begun because a peer had too many bytes outstanding: repair brings these chunks.
+    pub(super) pushes_skipped: Counter,
+    /// Requests refused because a bound was reached.
+    pub(super) refused: Counter,
+    /// Chunks fetched because a row names them and the disk lacks them.
+    pub(super) repaired: Counter,
+    /// Chunks or regions found damaged.
+    pub(super) damaged: Counter,
+    /// Chunks forgotten because no row named them.
+    pub(super) collected: Counter,
+    pub(super) scrubbed_bytes: Counter,
+}
+
+impl Default for BlobMetrics {
+    fn default() -> Self {
+        Self {
+            sync_seconds: Histogram::new(exponential_buckets(16e-6, 2.0, 18)),
+            bytes_written: Counter::default(),
+            chunks_written: Counter::default(),
+            duplicates: Counter::default(),
+            bytes_moved: Counter::default(),
+            local_reads: Counter::default(),
+            fetches: Counter::default(),
+            fetches_shared: Counter::default(),
+            fetch_failures: Counter::default(),
+            pushes: Counter::default(),
+            push_failures: Counter::default(),
+            pushes_skipped: Counter::default(),
+            refused: Counter::default(),
+            repaired: Counter::default(),
+            damaged: Counter::default(),
+            collected: Counter::default(),
+            scrubbed_bytes: Counter::default(),
+        }
+    }
+}
+
+impl BlobMetrics {
+    /// Registers all of them.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("blobs");
+        registry.register_with_unit(
+            "sync",
+            "Duration of one write and fdatasync of chunks",
+            Unit::Seconds,
+            self.sync_seconds.clone(),
+        );
+        let counters = [
+            (
+                "written_bytes",
+                "Bytes written to segments",
+                &self.bytes_written,
+            ),
+            ("chunks_written", "Chunks written", &self.chunks_written),
+            (
+                "duplicates",
+                "Chunks put that were on this disk already",
+                &self.duplicates,
+            ),
+            (
+                "moved_bytes",
+                "Bytes written to make room in segments",
+                &self.bytes_moved,
+            ),
+            (
+                "local_reads",
+                "Chunks read from this disk",
+                &self.local_reads,
+            ),
+            ("fetches", "Chunks fetched from peers", &self.fetches),
+            (
+                "fetches_shared",
+                "Reads that shared the fetch of another",
+                &self.fetches_shared,
+            ),
+            (
+                "fetch_failures",
+                "Fetches that brought no chunk",
+                &self.fetch_failures,
+            ),
+            ("pushes", "Chunks pushed to peers", &self.pushes),
+            ("push_failures", "Pushes that failed", &self.push_failures),
+            (
+                "pushes_skipped",
+                "Pushes left to repair because the peer is slow",
+                &self.pushes_skipped,
+            ),
+            (
+                "refused",
+                "Requests refused because a bound was reached",
+                &self.refused,
+            ),
+            (
+                "repaired",
+                "Chunks fetched because a row names them and this disk lacked them",
+                &self.repaired,
+            ),
+            (
+                "damaged",
+                "Chunks or regions of this disk found damaged",
+                &self.damaged,
+            ),
+            (
+                "collected",
+                "Chunks forgotten because no row named them",
+                &self.collected,
+            ),
+            (
+                "scrubbed_bytes",
+                "Bytes read again and compared",
+                &self.scrubbed_bytes,
+            ),
+        ];
+        for (name, help, counter) in counters {
+            registry.register(name, help, counter.clone());
+        }
+    }
+}

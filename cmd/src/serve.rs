@@ -13,7 +13,7 @@ use leadline_healthz::{Probes, metrics_router};
 use leadline_http::{HttpMetrics, ListenerOptions, NodeView, watched};
 use leadline_kv::Door;
 use leadline_kv::catalog::Addresses;
-use leadline_kv::node::{Bootstrap, Node, NodeConfig};
+use leadline_kv::node::{BlobConfig, Bootstrap, Node, NodeConfig};
 use leadline_raft::engine::{ReadMode, Timing};
 use leadline_raft::{Context, NodeId};
 use leadline_redis::{RedisCodec, RedisConfig, RedisServer};
@@ -141,6 +141,7 @@ fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, 
         timing: Timing::default(),
         codecs: vec![(Door::Redis, Arc::new(RedisCodec))],
         sweeps: leadline_redis::sweeps(),
+        blobs: BlobConfig::default(),
     })
 }
 

@@ -1,8 +1,16 @@
 //! What the blob store measures.
 
+use std::fmt;
+use std::sync::{Arc, Weak};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+
+use super::replicated::{Inner, ReplicatedBlobs};
 
 /// The metrics; cloning shares them.
 #[derive(Clone, Debug)]
@@ -141,5 +149,63 @@ impl BlobMetrics {
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
+    }
+}
+
+/// What the store holds and what waits, read at each scrape.
+struct BlobGauges(Weak<Inner>);
+
+impl fmt::Debug for BlobGauges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlobGauges").finish_non_exhaustive()
+    }
+}
+
+impl ReplicatedBlobs {
+    /// Adds gauges of what this node holds to `registry`.
+    pub(crate) fn register_gauges(&self, registry: &mut Registry) {
+        registry
+            .sub_registry_with_prefix("blobs")
+            .register_collector(Box::new(BlobGauges(Arc::downgrade(&self.inner))));
+    }
+}
+
+impl Collector for BlobGauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(inner) = self.0.upgrade() else {
+            return Ok(());
+        };
+        let stats = inner.store.stats();
+        let gauges = [
+            ("chunks", "Chunks on this disk", stats.chunks),
+            ("segments", "Segment files", stats.segments),
+            (
+                "live_bytes",
+                "Bytes of segments that are needed",
+                stats.live_bytes,
+            ),
+            ("used_bytes", "Bytes of segments", stats.used_bytes),
+            (
+                "body_bytes",
+                "Bytes of bodies on their way to disk",
+                inner.budget.held() as u64,
+            ),
+            (
+                "reads_waiting",
+                "Reads of this disk that wait for their turn",
+                (inner.local_reads.waiting() + inner.serves.waiting()) as u64,
+            ),
+            (
+                "fetching",
+                "Chunks being fetched from peers",
+                inner.flights.len() as u64,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            let metric = encoder.encode_descriptor(name, help, None, gauge.metric_type())?;
+            gauge.encode(metric)?;
+        }
+        Ok(())
     }
 }

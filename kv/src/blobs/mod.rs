@@ -32,6 +32,8 @@ mod permits;
 mod references;
 mod replicated;
 mod service;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 mod upload;
 
@@ -42,11 +44,17 @@ use futures::future::BoxFuture;
 use leadline_raft::Context;
 
 pub use chunk::{ChunkHash, ChunkRef};
+pub(crate) use disk::ChunkStore;
 pub use error::{BlobError, Busy};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryBlobs;
+pub(crate) use metrics::BlobMetrics;
+pub(crate) use peers::{BlobPeers, GrpcPeers, Placement, Replicas};
 pub use permits::BytePermit;
 pub use references::ChunkReferences;
+pub(crate) use replicated::{Bounds, ReplicatedBlobs};
+pub(crate) use service::BlobService;
+pub(crate) use upkeep::Manifests;
 pub use upload::Upload;
 
 /// The most bytes of a chunk. Bodies are best cut into chunks of just this size.

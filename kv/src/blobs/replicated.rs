@@ -23,7 +23,7 @@ use super::fetch::Flights;
 use super::metrics::BlobMetrics;
 use super::peers::{BlobPeers, Placement};
 use super::permits::{Budget, Pool};
-use super::{BlobError, Blobs, BytePermit, Busy, CHUNK_BYTES, ChunkRef};
+use super::{BlobError, Blobs, Busy, BytePermit, CHUNK_BYTES, ChunkRef};
 
 /// How long a replica that was not needed for the majority may still take.
 const STRAGGLE: Duration = Duration::from_secs(5);
@@ -381,11 +381,7 @@ impl Inner {
             chunk, crc, data, ..
         } = parcel;
         let peers = &self.peers;
-        if parcel.known
-            && peers
-                .store(ctx.clone(), node, *chunk, *crc, None)
-                .await?
-        {
+        if parcel.known && peers.store(ctx.clone(), node, *chunk, *crc, None).await? {
             return Ok(());
         }
         let data = Some(data.clone());

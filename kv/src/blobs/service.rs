@@ -85,7 +85,7 @@ impl Blobs for BlobService {
 
 impl Inner {
     /// Says whether the chunk is on this disk, once it is if its data came along.
-    async fn store_for_peer(
+    pub(super) async fn store_for_peer(
         &self,
         ctx: &Context,
         chunk: ChunkRef,
@@ -114,7 +114,7 @@ impl Inner {
         Ok(true)
     }
 
-    async fn read_for_peer(
+    pub(super) async fn read_for_peer(
         &self,
         ctx: &Context,
         chunk: ChunkRef,

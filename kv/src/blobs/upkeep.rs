@@ -174,7 +174,10 @@ impl Upkeep {
             walked.collected = collecting.await.map_err(|error| error.to_string())?;
         }
         if walked.collected > 0 {
-            tracing::info!(chunks = walked.collected, "collected chunks that no row names");
+            tracing::info!(
+                chunks = walked.collected,
+                "collected chunks that no row names"
+            );
         }
         Ok(walked)
     }
@@ -184,7 +187,10 @@ impl Upkeep {
         if missing.is_empty() {
             return 0;
         }
-        tracing::info!(chunks = missing.len(), "fetching chunks that this disk lacks");
+        tracing::info!(
+            chunks = missing.len(),
+            "fetching chunks that this disk lacks"
+        );
         let pace = &Pace::new(REPAIR_RATE);
         let fetched = futures::stream::iter(missing)
             .map(|(near, chunk)| async move {

@@ -7,6 +7,7 @@ use leadline_raft::NodeId;
 use leadline_raft::engine::{ReadMode, Timing};
 use leadline_raft::tls::PeerTls;
 
+use crate::blobs::ChunkReferences;
 use crate::catalog::Addresses;
 use crate::executor::Sweep;
 use crate::{Door, OperationCodec};
@@ -44,6 +45,25 @@ pub struct NodeConfig {
     /// One per door whose operations may be forwarded to this node.
     pub codecs: Vec<(Door, Arc<dyn OperationCodec>)>,
     pub sweeps: Vec<Arc<dyn Sweep>>,
+    pub blobs: BlobConfig,
+}
+
+/// The bytes of large objects.
+#[derive(Clone)]
+pub struct BlobConfig {
+    /// One per door whose rows name chunks; without any, nothing is repaired or collected.
+    pub references: Vec<Arc<dyn ChunkReferences>>,
+    /// Bytes of bodies that may be on their way to disk.
+    pub budget_bytes: usize,
+}
+
+impl Default for BlobConfig {
+    fn default() -> Self {
+        Self {
+            references: Vec::new(),
+            budget_bytes: 192 << 20,
+        }
+    }
 }
 
 /// Why a node did not open: one line that says what to do.

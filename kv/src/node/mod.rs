@@ -5,6 +5,7 @@
 //! it a replica once its gRPC address answers. So the order is: [`Node::open`], serve
 //! [`Node::grpc_routes`], and the rest comes by itself.
 
+mod blobs;
 mod config;
 mod core;
 mod gauges;
@@ -32,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
 
-pub use config::{Bootstrap, NodeConfig, OpenError};
+pub use config::{BlobConfig, Bootstrap, NodeConfig, OpenError};
 pub(crate) use core::Core;
 pub use overview::{
     ClusterOverview, GroupOverview, MemberOverview, NodeStatus, Readiness, ReplicaOverview,
@@ -42,6 +43,7 @@ use gauges::NodeGauges;
 use machines::WatchedMachines;
 
 use crate::admission::Admission;
+use crate::blobs::{BlobMetrics, BlobService, Blobs, ReplicatedBlobs};
 use crate::catalog::{Addresses, Catalog, CatalogCopy, MetaCodec, MetaOperation, ROW};
 use crate::cluster::{ClusterService, Controller};
 use crate::coordinator::{HostedShard, backoff};
@@ -71,6 +73,8 @@ pub struct Node {
     forward: ForwardService,
     links: Arc<Links>,
     store: Arc<Store>,
+    blobs: ReplicatedBlobs,
+    failed: watch::Sender<Option<String>>,
     engine: EngineKind,
     hosting: Arc<Hosting>,
     tasks: TaskTracker,
@@ -118,6 +122,9 @@ impl Node {
             )));
         }
         let store = open_store(&config, identity.engine).await?;
+        let blob_metrics = BlobMetrics::default();
+        let chunks = blobs::open(&config.data_dir, &blob_metrics).await?;
+        let mut chunks_failed = chunks.failed();
 
         let hlc = Arc::new(Hlc::new());
         let machines = Arc::new(ShardStateMachines::new(
@@ -217,11 +224,21 @@ impl Node {
             admission,
             store: Arc::downgrade(&store),
         }));
+        let blobs = blobs::start(
+            &core,
+            &store,
+            chunks,
+            config.blobs.clone(),
+            blob_metrics,
+            registry,
+        );
         let node = Arc::new(Self {
             core,
             forward,
             links,
             store,
+            blobs,
+            failed: watch::Sender::new(None),
             engine: identity.engine,
             hosting,
             tasks: TaskTracker::new(),
@@ -230,6 +247,19 @@ impl Node {
         });
         node.follow_catalog().await;
         node.start(catalog_applied, &config.advertise);
+        let (mut log_failed, failed) = (node.core.raft.failed(), node.failed.clone());
+        let stop = node.stop.clone();
+        node.tasks.spawn(async move {
+            let why = async {
+                tokio::select! {
+                    why = log_failed.wait_for(Option::is_some) => why.map(|why| why.clone()),
+                    why = chunks_failed.wait_for(Option::is_some) => why.map(|why| why.clone()),
+                }
+            };
+            if let Some(Ok(why)) = stop.run_until_cancelled(why).await {
+                failed.send_replace(why);
+            }
+        });
         if let Bootstrap::New { shards } = config.bootstrap
             && identity.node == FIRST
             && node.core.catalog().is_none()
@@ -306,6 +336,7 @@ impl Node {
             .add_service(ClusterServer::new(ClusterService::new(Arc::clone(
                 &self.core,
             ))))
+            .add_service(BlobService::server(&self.blobs))
     }
 
     /// The cluster, as far as it can be learned before `ctx` ends.
@@ -328,7 +359,13 @@ impl Node {
     /// Becomes `Some` when the disk has failed and this node must stop.
     #[must_use]
     pub fn failed(&self) -> watch::Receiver<Option<String>> {
-        self.core.raft.failed()
+        self.failed.subscribe()
+    }
+
+    /// Chunks of large objects, on the nodes that replicate a shard.
+    #[must_use]
+    pub fn blobs(&self) -> Arc<dyn Blobs> {
+        Arc::new(self.blobs.clone())
     }
 
     /// Not ready from now on; hands every leadership over, as far as `ctx` allows.
@@ -357,6 +394,7 @@ impl Node {
         if ctx.run(self.tasks.wait()).await.is_err() {
             tracing::warn!("background tasks did not end in time");
         }
+        self.blobs.shutdown(ctx).await;
         let transactions = ctx.child(ctx.remaining() / 4);
         let coordinator = self.coordinator();
         coordinator.transactions().shutdown(&transactions).await;

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bootstrap, Node, NodeConfig, OpenError};
+use super::{BlobConfig, Bootstrap, Node, NodeConfig, OpenError};
 use crate::catalog::{Addresses, MemberState};
 use crate::cluster::ClusterClient;
 use crate::keyspace::{SLOTS, slot_start};
@@ -141,6 +141,7 @@ impl Served {
             },
             codecs: vec![(Door::Redis, Arc::new(CellCodec))],
             sweeps: Vec::new(),
+            blobs: BlobConfig::default(),
         };
         let node = Node::open(&seconds(20), config, &mut Registry::default()).await?;
         let stop = CancellationToken::new();

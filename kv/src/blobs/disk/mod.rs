@@ -40,6 +40,7 @@ pub(super) use self::segments::Segment;
 pub(crate) use recovery::OpenStoreError;
 
 use self::index::Index;
+#[cfg(test)]
 use self::recovery::Found;
 use self::segments::Segments;
 use self::writer::{Op, Queue, Writer};
@@ -116,8 +117,9 @@ pub(super) struct StoreStats {
 }
 
 /// The chunks of one node.
-pub(super) struct ChunkStore {
+pub(crate) struct ChunkStore {
     shared: Arc<Shared>,
+    #[cfg(test)]
     found: Found,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -164,6 +166,7 @@ impl ChunkStore {
             })?;
         let store = Arc::new(Self {
             shared,
+            #[cfg(test)]
             found,
             writer: Mutex::new(Some(writer)),
         });
@@ -173,16 +176,35 @@ impl ChunkStore {
                 path: dir.to_owned(),
                 source: io::Error::other(error),
             })?;
+        let stats = store.stats();
+        if stats.segments > 0 {
+            tracing::info!(
+                chunks = stats.chunks,
+                segments = stats.segments,
+                damaged = found.damaged,
+                torn = found.torn,
+                "opened the blob store"
+            );
+        }
         Ok(store)
     }
 
+    /// Opens the store of a node. Blocks on the disk.
+    pub(crate) fn open_on_disk(
+        dir: &Path,
+        metrics: BlobMetrics,
+    ) -> Result<Arc<Self>, OpenStoreError> {
+        Self::open(dir, Options::default(), Arc::new(SystemFiles), metrics)
+    }
+
     /// What opening found.
+    #[cfg(test)]
     pub(super) fn found(&self) -> Found {
         self.found
     }
 
     /// Becomes `Some` when the disk has failed and the node must stop.
-    pub(super) fn failed(&self) -> watch::Receiver<Option<String>> {
+    pub(crate) fn failed(&self) -> watch::Receiver<Option<String>> {
         self.shared.failed.subscribe()
     }
 
@@ -234,8 +256,8 @@ impl ChunkStore {
             data,
             from: None,
             done,
-            _held: held,
-            _place: Some(place),
+            held,
+            place: Some(place),
         });
         ctx.run(durable).await?.map_err(|_| DiskError::Closed)?
     }
@@ -331,9 +353,9 @@ impl ChunkStore {
             data: data.into(),
             from: Some(from),
             done,
-            _held: None,
+            held: None,
             // Takes no place in the queue: compaction has one of these at a time.
-            _place: None,
+            place: None,
         });
         durable
             .blocking_recv()
@@ -431,7 +453,10 @@ impl ChunkStore {
             match self.relocate(hash, at) {
                 // They were synced once more as they are: a full disk must not keep a node down.
                 Err(DiskError::Write(why)) => {
-                    tracing::warn!(why, "the last chunks before the stop were not written again");
+                    tracing::warn!(
+                        why,
+                        "the last chunks before the stop were not written again"
+                    );
                     return Ok(());
                 }
                 other => other?,

@@ -191,6 +191,8 @@ fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64, whole: bool) -> io::R
     let mut offset = DATA_START;
     // After something unreadable: what follows counts once a later write is found.
     let mut doubtful: Option<Vec<(ChunkHash, Location)>> = None;
+    // It began with a header whose bytes are not all there.
+    let mut cut = false;
     while offset + RECORD_HEADER as u64 <= size {
         let header = RecordHeader::decode(&file.read_at(RECORD_HEADER, offset)?, head.seed, offset);
         let at = header.map(|header| header.at(head.number, offset));
@@ -219,6 +221,7 @@ fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64, whole: bool) -> io::R
         }
         if doubtful.is_none() {
             doubtful = Some(Vec::new());
+            cut = at.is_some();
         }
         let from = at.map_or(offset + ALIGN, |at| offset + at.stride());
         match find_record(file, head, from, size)? {
@@ -232,10 +235,10 @@ fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64, whole: bool) -> io::R
             let len = (SEARCH as u64).min(size - walked.end) as usize;
             let rest = file.read_at(len, walked.end)?;
             walked.torn = rest.iter().any(|&byte| byte != 0);
-        } else if !records.is_empty() {
+        } else if cut || !records.is_empty() {
             // A sealed segment was synced to its end.
             walked.damaged += 1;
-            walked.end = offset;
+            walked.end = offset.min(size.next_multiple_of(ALIGN));
             walked.records.extend(records);
         }
     }

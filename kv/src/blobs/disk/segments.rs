@@ -81,10 +81,6 @@ impl Segments {
         self.all.lock().insert(segment.head.number, segment);
     }
 
-    pub(super) fn get(&self, number: u32) -> Option<Arc<Segment>> {
-        self.all.lock().get(&number).cloned()
-    }
-
     /// All of them, the oldest first.
     pub(super) fn all(&self) -> Vec<Arc<Segment>> {
         self.all.lock().values().cloned().collect()

@@ -38,12 +38,14 @@ pub(super) struct Op {
     pub(super) from: Option<Location>,
     pub(super) done: oneshot::Sender<Result<(), DiskError>>,
     /// Given back when the disk is done with it, whoever still waits.
-    pub(super) _held: Option<BytePermit>,
-    pub(super) _place: Option<OwnedSemaphorePermit>,
+    pub(super) held: Option<BytePermit>,
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 impl Op {
     fn finish(self, outcome: Result<(), DiskError>) {
+        // The disk is done with it: given back before the caller goes on.
+        drop((self.data, self.held, self.place));
         // A caller that went away does not need the answer.
         let _ = self.done.send(outcome);
     }
@@ -142,10 +144,10 @@ impl Writer {
     /// Bytes left in the active segment, a new one if a chunk of `len` bytes does not fit.
     fn room(&mut self, len: u32) -> io::Result<u64> {
         let size = self.shared.options.segment_bytes;
-        if let Some(active) = &self.active {
-            if active.end + stride(len) <= size {
-                return Ok(size - active.end);
-            }
+        if let Some(active) = &self.active
+            && active.end + stride(len) <= size
+        {
+            return Ok(size - active.end);
         }
         if let Some(active) = self.active.take() {
             self.shared.seal(active)?;

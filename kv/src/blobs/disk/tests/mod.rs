@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use leadline_raft::Context;
 use tokio::runtime::Runtime;
 
@@ -104,7 +106,7 @@ fn a_torn_tail_is_cut_and_what_was_synced_before_it_stays() {
     // Of the next write, one half reaches the file.
     disk.kill_after(0);
     assert!(write(&rt, &store, 3).is_err());
-    drop(store);
+    store.close();
     disk.restart();
     let store = open(&disk);
     assert!(store.found().torn);
@@ -126,7 +128,7 @@ fn damage_before_a_synced_write_is_reported_and_costs_that_chunk_only() {
     }
     // As after a kill: no hint.
     disk.kill_after(0);
-    drop(store);
+    store.close();
     disk.restart();
     let second = DATA_START + record::stride(chunk(0).0.len);
     for offset in [8, RECORD_HEADER as u64 + 10] {
@@ -139,7 +141,7 @@ fn damage_before_a_synced_write_is_reported_and_costs_that_chunk_only() {
         }
         assert!(!store.contains(chunk(1).0));
         disk.kill_after(0);
-        drop(store);
+        store.close();
         disk.restart();
         for hint in disk.names("hint") {
             disk.forget(&hint);
@@ -149,6 +151,22 @@ fn damage_before_a_synced_write_is_reported_and_costs_that_chunk_only() {
         }
         disk.flip(&segment(1), (second + offset) as usize);
     }
+}
+
+#[test]
+fn a_sealed_segment_that_lost_its_end_keeps_the_rest() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    for i in 0..40 {
+        write(&rt, &store, i).unwrap();
+    }
+    store.close();
+    let path = segment(1);
+    disk.cut(&path, disk.size_of(&path) - 100);
+    let store = open(&disk);
+    assert_eq!(store.found().damaged, 1);
+    let lost = (0..40).filter(|&i| store.read(chunk(i).0).is_none());
+    assert_eq!(lost.count(), 1);
 }
 
 #[test]
@@ -246,20 +264,29 @@ fn chunks_that_wait_share_a_sync_and_the_bytes_they_waited_with_come_back() {
     let before = disk.syncs();
     let budget = Budget::new(1 << 20);
     rt.block_on(async {
-        let writes = (1..16).map(|i| {
-            let (name, bytes) = chunk(i);
-            let held = budget.try_reserve(bytes.len()).unwrap();
-            let store = &store;
-            async move {
-                let ctx = seconds(60);
-                let crc = crc32c::crc32c(&bytes);
-                store.write(&ctx, name, crc, bytes, Some(held)).await
-            }
-        });
-        futures::future::try_join_all(writes).await.unwrap();
+        let held = disk.hold_syncs();
+        let mut writes: FuturesUnordered<_> = (1..16)
+            .map(|i| {
+                let (name, bytes) = chunk(i);
+                let held = budget.try_reserve(bytes.len()).unwrap();
+                let store = &store;
+                async move {
+                    let ctx = seconds(60);
+                    let crc = crc32c::crc32c(&bytes);
+                    store.write(&ctx, name, crc, bytes, Some(held)).await
+                }
+            })
+            .collect();
+        // All are handed over while the disk is busy with the first.
+        assert!(writes.next().now_or_never().is_none());
+        drop(held);
+        while let Some(written) = writes.next().await {
+            written.unwrap();
+        }
     });
     let syncs = disk.syncs() - before;
-    assert!(syncs < 12, "{syncs} syncs for 15 chunks");
+    // One for what came first, one for the rest, and two for the head of a new segment.
+    assert!(syncs <= 5, "{syncs} syncs for 15 chunks");
     assert_eq!(budget.held(), 0);
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -43,7 +43,7 @@ struct State {
 }
 
 #[derive(Clone, Default)]
-pub(super) struct Disk(Arc<Mutex<State>>);
+pub(super) struct Disk(Arc<Mutex<State>>, Arc<Mutex<()>>);
 
 struct OpenFile(Disk, usize);
 
@@ -63,6 +63,11 @@ impl Disk {
 
     pub(super) fn fail_syncs(&self, fail: bool) {
         self.0.lock().fail_sync = fail;
+    }
+
+    /// While the guard lives, syncs wait.
+    pub(super) fn hold_syncs(&self) -> MutexGuard<'_, ()> {
+        self.1.lock()
     }
 
     pub(super) fn fill(&self, full: bool) {
@@ -298,6 +303,7 @@ impl BlobFile for OpenFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        drop(self.0.hold_syncs());
         let mut state = self.0.0.lock();
         if !state.step()? {
             return Err(killed());

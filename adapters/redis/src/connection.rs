@@ -27,6 +27,7 @@ use crate::blocking::Wait;
 use crate::clients::{KILL, RESUME, STOP};
 use crate::decoder::{Decoder, Limits};
 use crate::error;
+use crate::exec::{ExecOperation, Part};
 use crate::metrics::{self, Metrics};
 use crate::operation::RedisOperation;
 use crate::output::Output;
@@ -93,6 +94,8 @@ struct InFlight {
     silent: bool,
     blocking: bool,
     size: usize,
+    /// An EXEC that selected another database: which to go back to if it did nothing.
+    restore: Option<u8>,
     /// For the slow log.
     operation: Option<Arc<RedisOperation>>,
 }
@@ -285,6 +288,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         ctx: &mut Option<Context>,
     ) {
         let Some((command, spec)) = commands::lookup(&args[0]) else {
+            self.spoil();
             let begun = self.begun(commands::count(), now, 0);
             if is_http(&args[0]) {
                 // A browser was tricked into talking to us: nothing it says is meant for a store.
@@ -303,12 +307,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let size = args.iter().map(Bytes::len).sum();
         let begun = self.begun(command, now, size);
         if !spec.arity.admits(args.len()) {
-            self.refuse(begun, ReplyError::Arity(spec.lower.into()));
+            self.spoil();
+            let mut error = ReplyError::Arity(spec.lower.into());
+            if spec.name == "EXEC" && self.session.multi.take().is_some() {
+                self.session.watched.clear();
+                error = ReplyError::Line(format!(
+                    "EXECABORT Transaction discarded because of: wrong number of arguments for '{}' command",
+                    spec.lower
+                ));
+            }
+            self.refuse(begun, error);
             return;
         }
         if !self.session.authenticated && !spec.flags.no_auth {
+            self.spoil();
             let error = ReplyError::Line("NOAUTH Authentication required.".into());
             self.refuse(begun, error);
+            return;
+        }
+        if let Some(multi) = &mut self.session.multi
+            && !is_done_at_once(spec, &args)
+        {
+            multi.queue(spec, args);
+            self.answer(begun, &Reply::Simple("QUEUED"));
             return;
         }
         match spec.run {
@@ -328,6 +349,112 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 let answer = run_subcommand(spec.lower, subcommands, &mut self.session, &args);
                 self.answered(begun, answer, own, ctx);
             }
+        }
+    }
+
+    /// A command was refused: if it was to be queued, EXEC will do nothing.
+    fn spoil(&mut self) {
+        if let Some(multi) = &mut self.session.multi {
+            multi.failed = true;
+        }
+    }
+
+    /// Runs the commands of the MULTI as one operation.
+    fn exec(&mut self, begun: Begun, own: Option<Duration>, ctx: &mut Option<Context>) {
+        let Some(multi) = self.session.multi.take() else {
+            return self.refuse(begun, ReplyError::err("EXEC without MULTI"));
+        };
+        let watched = std::mem::take(&mut self.session.watched);
+        if multi.failed {
+            let aborted = "EXECABORT Transaction discarded because of previous errors.";
+            return self.refuse(begun, ReplyError::Line(aborted.into()));
+        }
+        let mut watches = Vec::new();
+        for watched in &watched {
+            match watched.seen() {
+                Some(seen) => watches.extend(seen),
+                None => {
+                    let aborted = "EXECABORT Transaction discarded because a WATCH failed.";
+                    return self.refuse(begun, ReplyError::Line(aborted.into()));
+                }
+            }
+        }
+        let (resp, database) = (self.session.resp, self.session.database);
+        let parts = multi
+            .commands
+            .into_iter()
+            .map(|(spec, args)| self.part(spec, args))
+            .collect();
+        *ctx = None;
+        self.set_limits();
+        let operation = ExecOperation::new(resp, watches, parts);
+        if !operation.needs_rows() {
+            let reply = PendingReply::ready(Ok(operation.ready()));
+            return self.push(begun, reply, None);
+        }
+        let session = &self.session;
+        let ctx = session.context(begun.now, own);
+        let reply = session.shared.coordinator.submit(&ctx, Arc::new(operation));
+        self.push(begun, reply, None);
+        if let Some(waiting) = self.queue.back_mut() {
+            // A SELECT in it did not take place if the EXEC did not.
+            waiting.restore = (self.session.database != database).then_some(database);
+            self.barrier |= waiting.restore.is_some();
+        }
+    }
+
+    /// A command of a MULTI, as its EXEC runs it. One of the connection is done now.
+    fn part(&mut self, spec: &'static Spec, args: Vec<Bytes>) -> Part {
+        let done =
+            |session: &Session, result| Part::Ready(session.encode(&Reply::from_result(result)));
+        let operation = |session: &Session, spec, args| {
+            RedisOperation::new(spec, args, session.database, session.resp)
+        };
+        let answer = match spec.run {
+            Run::Rows(_) => {
+                return match operation(&self.session, spec, args) {
+                    Ok(operation) => Part::Run(operation),
+                    Err(error) => done(&self.session, Err(error)),
+                };
+            }
+            Run::Blocking(parse) => {
+                let session = &self.session;
+                let tries = parse(&mut Args::new(spec.lower, &args[1..])).and_then(|blocking| {
+                    let tries = blocking.attempts.into_iter().map(|attempt| {
+                        RedisOperation::from_args(attempt.args, session.database, session.resp)
+                    });
+                    Ok((tries.collect::<Result<_, _>>()?, blocking.on_timeout))
+                });
+                return match tries {
+                    Ok((tries, otherwise)) => Part::Attempts(tries, session.encode(&otherwise)),
+                    Err(error) => done(session, Err(error)),
+                };
+            }
+            Run::Connection(run) => run(&mut self.session, &args),
+            Run::Container(subcommands) => {
+                run_subcommand(spec.lower, subcommands, &mut self.session, &args)
+            }
+        };
+        let session = &self.session;
+        match answer {
+            Ok(Answer::Reply(reply) | Answer::Aloud(reply) | Answer::Close(reply)) => {
+                done(session, Ok(reply))
+            }
+            Ok(Answer::Acknowledged(count)) => done(session, Ok(Reply::Integer(count))),
+            Ok(Answer::Instead(args) | Answer::Within(_, args)) => {
+                match commands::lookup(&args[0]) {
+                    Some((_, inner)) if !inner.arity.admits(args.len()) => {
+                        done(session, Err(ReplyError::Arity(inner.lower.into())))
+                    }
+                    Some((_, inner)) => self.part(inner, args),
+                    None => done(session, Err(commands::unknown(&args))),
+                }
+            }
+            Ok(Answer::Later(_) | Answer::Barrier(_) | Answer::Exec) => done(
+                session,
+                Err(ReplyError::err("Command not allowed inside a transaction")),
+            ),
+            Err(error) => done(session, Err(error)),
         }
     }
 
@@ -382,6 +509,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 None => self.refuse(begun, commands::unknown(&args)),
             },
             Ok(Answer::Later(reply)) => self.push(begun, *reply, None),
+            Ok(Answer::Barrier(reply)) => {
+                self.push(begun, *reply, None);
+                self.barrier = !self.queue.is_empty();
+            }
+            Ok(Answer::Exec) => self.exec(begun, own, ctx),
             Ok(Answer::Acknowledged(count)) => {
                 // What it says depends on the outcomes before it: decided when its turn comes.
                 let turn = PendingReply::ready(Ok(Bytes::new()));
@@ -466,6 +598,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             began: begun.now,
             silent: begun.silent,
             blocking: self.blocked,
+            restore: None,
             size: begun.size,
             operation,
         }
@@ -487,7 +620,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.finish(waiting, result, now);
             return;
         }
-        self.barrier = reply.is_transaction();
+        self.barrier |= reply.is_transaction();
         let waiting = self.in_flight(begun, reply, operation, None);
         self.queue.push_back(waiting);
     }
@@ -510,7 +643,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 result = Ok(self.session.encode(&Reply::Integer(count)));
             }
             if let Some(waiting) = self.queue.pop_front() {
-                self.barrier &= !waiting.reply.is_transaction();
+                // Nothing was begun behind what holds others up.
+                self.barrier &= !self.queue.is_empty();
                 let now = *now.get_or_insert_with(Instant::now);
                 self.finish(waiting, result, now);
                 count += 1;
@@ -551,6 +685,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 shared.settings().slowlog_max_len,
             );
         }
+        if let Some(database) = waiting.restore
+            && result.as_ref().map_or(true, |reply| {
+                *reply == ExecOperation::nil(self.session.resp)
+            })
+        {
+            self.session.select(database);
+        }
+        let shared = &self.session.shared;
         match result {
             Ok(bytes) => {
                 if bytes.first() == Some(&b'-') {
@@ -578,7 +720,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.input.capacity() + self.decoder.held(),
             self.output.memory(),
         );
-        let held = input + output + self.in_flight;
+        let queued = self.session.multi.as_ref().map_or(0, |multi| multi.size);
+        let held = input + output + self.in_flight + queued;
         let client = &self.session.client;
         client.input.store(input, Ordering::Relaxed);
         client.output.store(output, Ordering::Relaxed);
@@ -713,6 +856,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             bytes_in.fetch_add(count as u64, Ordering::Relaxed);
         }
         read
+    }
+}
+
+/// Commands that MULTI does not queue.
+fn is_done_at_once(spec: &Spec, args: &[Bytes]) -> bool {
+    match spec.name {
+        "EXEC" | "DISCARD" | "MULTI" | "WATCH" | "QUIT" | "RESET" => true,
+        // A deadline for one of these is one for it, not a command to queue.
+        "DEADLINE" => args
+            .get(2)
+            .is_some_and(|name| name.eq_ignore_ascii_case(b"EXEC")),
+        _ => false,
     }
 }
 

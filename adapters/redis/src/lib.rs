@@ -19,6 +19,7 @@ mod config;
 mod connection;
 mod decoder;
 mod error;
+mod exec;
 mod glob;
 mod info;
 mod long_double;

@@ -7,6 +7,7 @@ use leadline_kv::{Access, Door, Operation, OperationCodec, Route, RowError, Rows
 
 use crate::args::Args;
 use crate::commands;
+use crate::exec::{self, ExecOperation};
 use crate::reply::{self, Reply, ReplyError, Resp};
 use crate::rows::{Db, first_row_key, is_first_row, slot_prefix};
 use crate::spec::{Command, Keys, Run, Spec};
@@ -91,6 +92,33 @@ impl RedisOperation {
             .and_then(|name| commands::find(name))
             .ok_or_else(|| ReplyError::err("unknown command"))?;
         Self::new(spec, args, database, resp)
+    }
+}
+
+impl RedisOperation {
+    /// Builds what [`Operation::encode`] wrote.
+    pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, String> {
+        let cut = |_| "a forwarded command is cut short".to_owned();
+        let format = bytes.try_get_u8().map_err(cut)?;
+        if format != FORMAT {
+            return Err(format!(
+                "a forwarded command has format {format}; this node reads {FORMAT}"
+            ));
+        }
+        let database = bytes.try_get_u8().map_err(cut)?;
+        let resp = match bytes.try_get_u8().map_err(cut)? {
+            3 => Resp::V3,
+            _ => Resp::V2,
+        };
+        let mut args = Vec::new();
+        while bytes.has_remaining() {
+            let length = bytes.try_get_u32().map_err(cut)? as usize;
+            if bytes.remaining() < length {
+                return Err("a forwarded command is cut short".to_owned());
+            }
+            args.push(bytes.split_to(length));
+        }
+        Self::from_args(args, database, resp).map_err(|error| error.to_string())
     }
 }
 
@@ -214,6 +242,10 @@ impl Operation for RedisOperation {
         }
     }
 
+    fn open_ended(&self) -> bool {
+        self.command.open_ended()
+    }
+
     /// Every writer of a key writes its first row, and whoever reads of a key reads that first.
     fn is_version(&self, key: &[u8]) -> bool {
         is_first_row(key)
@@ -279,29 +311,10 @@ fn encoded(reply: &Reply, resp: Resp) -> Bytes {
 pub struct RedisCodec;
 
 impl OperationCodec for RedisCodec {
-    fn decode(&self, mut bytes: Bytes) -> Result<Arc<dyn Operation>, String> {
-        let cut = |_| "a forwarded command is cut short".to_owned();
-        let format = bytes.try_get_u8().map_err(cut)?;
-        if format != FORMAT {
-            return Err(format!(
-                "a forwarded command has format {format}; this node reads {FORMAT}"
-            ));
+    fn decode(&self, bytes: Bytes) -> Result<Arc<dyn Operation>, String> {
+        if bytes.first() == Some(&exec::FORMAT) {
+            return Ok(Arc::new(ExecOperation::decode(bytes.slice(1..))?));
         }
-        let database = bytes.try_get_u8().map_err(cut)?;
-        let resp = match bytes.try_get_u8().map_err(cut)? {
-            3 => Resp::V3,
-            _ => Resp::V2,
-        };
-        let mut args = Vec::new();
-        while bytes.has_remaining() {
-            let length = bytes.try_get_u32().map_err(cut)? as usize;
-            if bytes.remaining() < length {
-                return Err("a forwarded command is cut short".to_owned());
-            }
-            args.push(bytes.split_to(length));
-        }
-        RedisOperation::from_args(args, database, resp)
-            .map(|operation| Arc::new(operation) as Arc<dyn Operation>)
-            .map_err(|error| error.to_string())
+        Ok(Arc::new(RedisOperation::decode(bytes)?))
     }
 }

@@ -10,6 +10,7 @@ use leadline_raft::{Context, DeadlineSource};
 use tokio::time::Instant;
 
 use crate::clients::Client;
+use crate::exec::{Multi, Watched};
 use crate::reply::{self, Reply, ReplyError, Resp};
 use crate::server::Shared;
 use crate::spec::Subcommand;
@@ -23,6 +24,10 @@ pub(crate) enum Answer {
     Close(Reply),
     /// A reply to come, already encoded.
     Later(Box<PendingReply>),
+    /// The same, and nothing is begun before it is there.
+    Barrier(Box<PendingReply>),
+    /// What the commands of the MULTI answer.
+    Exec,
     /// The number, or 0 if the outcome of an earlier command of this connection is unknown.
     Acknowledged(i64),
     /// What another command over rows answers, one that only nodes know.
@@ -60,6 +65,9 @@ pub(crate) struct Session {
     pub(crate) replies: Replies,
     /// The outcome of an earlier command is unknown: [`Answer::Acknowledged`] cannot vouch for it.
     pub(crate) unsettled: bool,
+    /// Between MULTI and EXEC.
+    pub(crate) multi: Option<Multi>,
+    pub(crate) watched: Vec<Arc<Watched>>,
 }
 
 impl Session {
@@ -75,6 +83,8 @@ impl Session {
             deadline: None,
             replies: Replies::On,
             unsettled: false,
+            multi: None,
+            watched: Vec::new(),
         }
     }
 
@@ -105,6 +115,8 @@ impl Session {
 
     /// Back to what a new connection has.
     pub(crate) fn reset(&mut self) {
+        self.multi = None;
+        self.watched.clear();
         self.select(0);
         self.speak(Resp::V2);
         self.deadline = None;

@@ -292,6 +292,13 @@ impl Spec {
 pub(crate) trait Command: std::fmt::Debug + Send + Sync + 'static {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError>;
 
+    /// Runs code of the client, which may touch keys that the command does not name. A
+    /// [`ReplyError::Rows`] that it meets is passed on, whatever that code makes of errors: on
+    /// [`leadline_kv::RowError::OtherShard`] the command is run again over all shards.
+    fn open_ended(&self) -> bool {
+        false
+    }
+
     /// For a read over several shards: the arguments (name first) of the command that answers for
     /// the keys at the positions `part`; `None` when this command cannot be cut.
     fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {

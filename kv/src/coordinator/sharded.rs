@@ -313,8 +313,14 @@ impl ShardedCoordinator {
             Route::EveryShard => every(routing.catalog.positions_of(operation.door())),
         };
         // The whole fits; from here on each part holds its own share.
-        drop(permit);
-        self.fan_out(ctx, routing, operation, once, parts)
+        let lists: Vec<Vec<usize>> = parts.iter().map(|(_, keys)| keys.clone()).collect();
+        match Arc::clone(&operation).scatter(&lists) {
+            Some(cut) => {
+                drop(permit);
+                self.fan_out(ctx, routing, operation, once, parts, cut)
+            }
+            None => self.transact(ctx, operation, once.map(|once| once.id), permit),
+        }
     }
 
     /// The reply of an operation that may turn out to need other shards' rows too.
@@ -347,11 +353,9 @@ impl ShardedCoordinator {
         operation: Arc<dyn Operation>,
         once: Option<Once>,
         parts: Parts,
+        operations: Vec<Arc<dyn Operation>>,
     ) -> PendingReply {
         let (positions, lists): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        let Some(operations) = Arc::clone(&operation).scatter(&lists) else {
-            return PendingReply::ready(Err(KvError::CrossShard));
-        };
         assert_eq!(operations.len(), positions.len(), "one operation per part");
         self.parts.metrics.fan_outs.inc();
         let replies: Vec<_> = positions

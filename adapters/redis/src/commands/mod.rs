@@ -16,6 +16,7 @@ mod sets;
 mod sorted_sets;
 mod strings;
 mod sweep;
+mod transactions;
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -48,6 +49,7 @@ const FAMILIES: &[&[Spec]] = &[
     sets::SPECS,
     strings::SPECS,
     sweep::SPECS,
+    transactions::SPECS,
 ];
 
 /// The longest name in the table; longer ones are unknown without a look.

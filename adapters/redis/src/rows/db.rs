@@ -123,6 +123,15 @@ impl First {
     }
 }
 
+/// The stamp of the first row at `row_key`, if it is there and has not expired.
+pub(crate) fn version_of(rows: &mut dyn Rows, row_key: &[u8]) -> Result<Option<u64>, RowError> {
+    let Some((value, stamp)) = rows.get_versioned(row_key)? else {
+        return Ok(None);
+    };
+    let expired = First::decode(value)?.is_expired(rows.commit_ts().millis());
+    Ok((!expired).then_some(stamp.0))
+}
+
 /// One database of one shard, during one command.
 pub(crate) struct Db<'a> {
     rows: &'a mut dyn Rows,
@@ -236,6 +245,12 @@ impl<'a> Db<'a> {
             }
             first => Ok(first.clone()),
         }
+    }
+
+    /// The version of `key`: the stamp of its first row, if it is there and has not expired.
+    pub(crate) fn version(&mut self, key: &[u8]) -> Result<Option<u64>, RowError> {
+        let row_key = self.row_key(key);
+        version_of(self.rows, &row_key)
     }
 
     pub(crate) fn exists(&mut self, key: &[u8]) -> Result<bool, ReplyError> {

@@ -36,7 +36,7 @@ mod relocate;
 mod sweep;
 mod walk;
 
-pub(crate) use db::{Collection, Db, First, Value};
+pub(crate) use db::{Collection, Db, First, Value, version_of};
 pub(crate) use hashed::Hashed;
 pub(crate) use layout::{
     ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, is_first_row, list_position,

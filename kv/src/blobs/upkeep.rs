@@ -31,9 +31,8 @@ use super::replicated::{Inner, ReplicatedBlobs};
 use super::{ChunkRef, GRACE};
 
 const TICK: Duration = Duration::from_secs(1);
-/// Between walks, and after one that found something missing or was kicked.
-const WALK: Duration = Duration::from_secs(300);
-const WALK_SOON: Duration = Duration::from_secs(15);
+/// A walk is followed by a rest of so many times its length, at least: walks take 2 % of a core.
+const REST: u32 = 50;
 /// What one walk remembers as missing; the next finds the rest.
 const MOST_MISSING: usize = 4096;
 /// Fetches of repair at a time, and how long one may take.
@@ -72,8 +71,9 @@ pub(super) struct Walked {
 }
 
 impl ReplicatedBlobs {
-    /// Keeps the chunks of this node in order until shutdown.
-    pub(crate) fn start_upkeep(&self, manifests: Arc<dyn Manifests>) {
+    /// Keeps the chunks of this node in order until shutdown; manifests are walked about `every` so
+    /// often.
+    pub(crate) fn start_upkeep(&self, manifests: Arc<dyn Manifests>, every: Duration) {
         let upkeep = Upkeep {
             inner: Arc::clone(&self.inner),
             manifests,
@@ -94,7 +94,7 @@ impl ReplicatedBlobs {
             }
         });
         self.inner.tasks.spawn(async move {
-            stop.run_until_cancelled(upkeep.walk_for_ever()).await;
+            stop.run_until_cancelled(upkeep.walk_for_ever(every)).await;
         });
     }
 }
@@ -118,24 +118,19 @@ impl Upkeep {
         }
     }
 
-    async fn walk_for_ever(&self) {
-        let mut pause = WALK_SOON;
+    async fn walk_for_ever(&self, every: Duration) {
+        let mut rest = every;
         loop {
-            tokio::time::sleep(WALK_SOON).await;
-            // Then until it is time, or something is found wanting.
-            let rest = pause.saturating_sub(WALK_SOON);
             tokio::select! {
                 () = tokio::time::sleep(rest) => {}
-                () = self.inner.wanting.notified() => {}
+                // Something was found damaged.
+                () = self.inner.wanting.notified() => tokio::time::sleep(every).await,
             }
-            pause = match self.walk().await {
-                Ok(walked) if walked.missing > walked.repaired => WALK_SOON,
-                Ok(_) => WALK,
-                Err(why) => {
-                    tracing::debug!(why, "the manifests could not be walked");
-                    WALK_SOON
-                }
-            };
+            let began = Instant::now();
+            if let Err(why) = self.walk().await {
+                tracing::debug!(why, "the manifests could not be walked");
+            }
+            rest = began.elapsed().saturating_mul(REST).max(every);
             if let Err(why) = self.compact().await {
                 tracing::warn!(why, "making room among the blobs");
             }

@@ -62,7 +62,7 @@ pub(super) fn start(
         metrics,
     );
     blobs.register_gauges(registry);
-    blobs.start_upkeep(view);
+    blobs.start_upkeep(view, config.walk_every);
     blobs
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use leadline_raft::NodeId;
 use leadline_raft::engine::{ReadMode, Timing};
@@ -55,6 +56,8 @@ pub struct BlobConfig {
     pub references: Vec<Arc<dyn ChunkReferences>>,
     /// Bytes of bodies that may be on their way to disk.
     pub budget_bytes: usize,
+    /// How often rows are walked for chunks that this node lacks or nobody needs.
+    pub walk_every: Duration,
 }
 
 impl Default for BlobConfig {
@@ -62,6 +65,7 @@ impl Default for BlobConfig {
         Self {
             references: Vec::new(),
             budget_bytes: 192 << 20,
+            walk_every: Duration::from_secs(30),
         }
     }
 }

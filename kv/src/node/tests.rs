@@ -1,5 +1,6 @@
 //! Whole nodes in one process, over loopback sockets and real directories.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::{BlobConfig, Bootstrap, Node, NodeConfig, OpenError};
+use crate::blobs::{BlobError, CHUNK_BYTES, ChunkRef, ChunkReferences};
 use crate::catalog::{Addresses, MemberState};
 use crate::cluster::ClusterClient;
 use crate::keyspace::{SLOTS, slot_start};
@@ -75,6 +77,27 @@ impl OperationCodec for CellCodec {
         let key = bytes.split_to(length);
         let value = (!bytes.is_empty()).then(|| bytes.slice(1..));
         Ok(Arc::new(Cell { keys: [key], value }))
+    }
+}
+
+/// A cell whose value is just a chunk's name names that chunk.
+struct CellReferences;
+
+impl ChunkReferences for CellReferences {
+    fn range(&self) -> Range<Bytes> {
+        Bytes::from_static(&[0x10])..Bytes::from_static(&[0x11])
+    }
+
+    fn chunks(
+        &self,
+        _key: &[u8],
+        value: &[u8],
+        visit: &mut dyn FnMut(ChunkRef),
+    ) -> Result<(), String> {
+        if let Some((chunk, [])) = ChunkRef::decode(value) {
+            visit(chunk);
+        }
+        Ok(())
     }
 }
 
@@ -141,7 +164,11 @@ impl Served {
             },
             codecs: vec![(Door::Redis, Arc::new(CellCodec))],
             sweeps: Vec::new(),
-            blobs: BlobConfig::default(),
+            blobs: BlobConfig {
+                references: vec![Arc::new(CellReferences)],
+                walk_every: Duration::from_millis(200),
+                ..BlobConfig::default()
+            },
         };
         let node = Node::open(&seconds(20), config, &mut Registry::default()).await?;
         let stop = CancellationToken::new();
@@ -259,6 +286,79 @@ async fn one_node_serves_and_finds_everything_again_after_a_restart() {
         .await
         .unwrap();
     node.stop().await;
+}
+
+/// Chunks over real sockets: pushed, fetched, repaired on new replicas, there after a restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_are_where_their_rows_are() {
+    let first = Served::open(Bootstrap::New { shards: 2 }).await;
+    let body = |seed: u8, len: usize| Bytes::from(vec![seed; len]);
+    let (old, new) = (body(1, CHUNK_BYTES), body(2, CHUNK_BYTES - 7));
+    let named = store(&first, 3, &old).await.unwrap();
+    let mut row = BytesMut::new();
+    named.encode(&mut row);
+    let named_by = Arc::new(Cell {
+        keys: key(3),
+        value: Some(row.freeze()),
+    });
+    first
+        .node
+        .coordinator()
+        .submit(&seconds(10), named_by)
+        .await
+        .unwrap();
+
+    let join = || Bootstrap::Join {
+        seeds: vec![first.address.clone()],
+    };
+    let (second, third) = (Served::open(join()).await, Served::open(join()).await);
+    first.replicated(3).await;
+    let near = &key(3)[0];
+    for node in [&second, &third] {
+        let read = node.node.blobs().get(&seconds(10), near, named).await;
+        assert_eq!(read, Ok(old.clone()));
+        until(|| node.node.blobs().is_local(named)).await;
+    }
+    let pushed = store(&third, 3, &new).await.unwrap();
+    for node in [&first, &second, &third] {
+        until(|| node.node.blobs().is_local(pushed)).await;
+    }
+
+    let gone = second.node.id();
+    second.kill().await;
+    let third_id = third.node.id();
+    assert!(store(&first, 3, &body(3, 100_000)).await.is_ok());
+    let dir = third.stop().await;
+    let alone = store(&first, 3, &body(4, 100_000)).await;
+    let Err(BlobError::NoMajority { why, .. }) = alone else {
+        panic!("{alone:?}")
+    };
+    for node in [gone, third_id] {
+        assert!(why.contains(&format!("node {node}")), "{why}");
+    }
+    let third = Served::open_in(dir, Bootstrap::Existing).await.unwrap();
+    assert!(third.node.blobs().is_local(named) && third.node.blobs().is_local(pushed));
+    third.stop().await;
+    first.stop().await;
+}
+
+async fn store(at: &Served, i: u16, data: &Bytes) -> Result<ChunkRef, BlobError> {
+    let blobs = at.node.blobs();
+    let held = blobs.try_reserve(data.len()).unwrap();
+    blobs
+        .put(&seconds(10), &key(i)[0], data.clone(), &held)
+        .await
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let wanted = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), wanted)
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

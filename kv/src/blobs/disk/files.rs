@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::FallocateFlags;
 
 /// What one call of `writev` takes.
 const MOST_PARTS: usize = 1024;
@@ -19,8 +18,6 @@ pub(in crate::blobs) trait BlobFile: Send + Sync {
     fn read_at(&self, len: usize, offset: u64) -> io::Result<Vec<u8>>;
     fn size(&self) -> io::Result<u64>;
     fn set_size(&self, size: u64) -> io::Result<()>;
-    /// Reserves blocks for the first `size` bytes.
-    fn allocate(&self, size: u64) -> io::Result<()>;
     /// Makes what was written durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
 }
@@ -125,14 +122,6 @@ impl BlobFile for File {
 
     fn set_size(&self, size: u64) -> io::Result<()> {
         self.set_len(size)
-    }
-
-    fn allocate(&self, size: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, size) {
-            // A file system that cannot: the file grows as it is written.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
-            other => Ok(other?),
-        }
     }
 
     fn sync(&self) -> io::Result<()> {

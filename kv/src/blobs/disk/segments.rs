@@ -112,19 +112,16 @@ impl Segments {
         Ok(bytes)
     }
 
-    /// Makes an empty segment, its head and its name durable, room for `size` bytes reserved.
-    pub(super) fn create(
-        &self,
-        number: u32,
-        size: u64,
-    ) -> io::Result<(Arc<Segment>, Arc<dyn BlobFile>)> {
+    /// Makes an empty segment, its head and its name durable. It grows as it is written: blocks
+    /// reserved ahead make each sync dearer (`docs/blobs.md`), and zeros written ahead double what
+    /// the disk has to write.
+    pub(super) fn create(&self, number: u32) -> io::Result<(Arc<Segment>, Arc<dyn BlobFile>)> {
         let temporary = self.dir.join("next.tmp");
         let head = SegmentHead {
             seed: rand::random(),
             number,
         };
         let file = self.files.open(&temporary, true)?;
-        file.allocate(size)?;
         file.write_at(&[&head.encode()], 0)?;
         file.sync()?;
         self.files.rename(&temporary, &self.path(number))?;

@@ -160,7 +160,7 @@ impl Writer {
                 format!("{} MiB are free on the disk of the blobs", free >> 20),
             ));
         }
-        let (segment, file) = segments.create(self.next_number, size)?;
+        let (segment, file) = segments.create(self.next_number)?;
         self.shared
             .active
             .store(segment.head.number, Ordering::Release);
@@ -263,7 +263,7 @@ fn take(queue: &mut VecDeque<Op>) -> Vec<Op> {
 }
 
 impl Shared {
-    /// Gives back what the segment has reserved and not used, and notes what it holds.
+    /// Cuts what a failed write may have left, and notes what the segment holds.
     fn seal(&self, active: Active) -> io::Result<()> {
         active.file.set_size(active.end)?;
         self.segments

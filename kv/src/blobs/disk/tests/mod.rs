@@ -348,7 +348,49 @@ fn disks_write_little_more_than_they_are_given() {
     assert!(written * 100 <= given * 102, "{written} for {given}");
 }
 
-/// On the real file system: what is reserved ahead is given back, and bytes are where they belong.
+/// Segments with hints are not read at open: here they are holes.
+#[test]
+fn a_store_of_many_chunks_opens_by_its_hints_in_no_time() {
+    const SEGMENTS: u32 = 100;
+    const EACH: u32 = 2000;
+    let dir = tempfile::tempdir().unwrap();
+    let segments = Segments::new(dir.path(), Arc::new(SystemFiles));
+    for _ in 0..SEGMENTS {
+        let number = segments.all().len() as u32 + 1;
+        let (segment, file) = segments.create(number).unwrap();
+        let mut end = DATA_START;
+        let records: Vec<_> = (0..EACH)
+            .map(|_| {
+                let at = Location {
+                    segment: number,
+                    offset: end as u32,
+                    len: 60_000,
+                    crc: 0,
+                };
+                end += at.stride();
+                (ChunkHash(rand::random()), at)
+            })
+            .collect();
+        file.set_size(end).unwrap();
+        segments.write_hint(segment.head, end, &records).unwrap();
+    }
+    let began = std::time::Instant::now();
+    let files = Arc::new(SystemFiles);
+    let store = ChunkStore::open(
+        dir.path(),
+        Options::default(),
+        files,
+        BlobMetrics::default(),
+    )
+    .unwrap();
+    let took = began.elapsed();
+    assert_eq!(store.stats().chunks, u64::from(SEGMENTS * EACH));
+    // A million in five seconds is the promise, of a build that is optimized.
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    println!("{} chunks in {took:?}", SEGMENTS * EACH);
+}
+
+/// On the real file system: bytes are where they belong.
 #[test]
 fn a_store_on_the_file_system_keeps_its_chunks_and_takes_little_more_room() {
     let rt = runtime();

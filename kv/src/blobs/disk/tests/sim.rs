@@ -292,16 +292,6 @@ impl BlobFile for OpenFile {
         Ok(())
     }
 
-    fn allocate(&self, size: u64) -> io::Result<()> {
-        let mut state = self.0.0.lock();
-        if !state.step()? {
-            return Err(killed());
-        }
-        let inode = &mut state.inodes[self.1];
-        inode.now.resize(size as usize, 0);
-        Ok(())
-    }
-
     fn sync(&self) -> io::Result<()> {
         drop(self.0.hold_syncs());
         let mut state = self.0.0.lock();

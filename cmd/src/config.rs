@@ -66,6 +66,19 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "LEADLINE_REDIS_TLS", value_name = "ADDR")]
     redis_tls: Option<String>,
 
+    /// S3 port: PORT or IP:PORT, or `off` [default: 9000].
+    #[arg(long, env = "LEADLINE_S3", value_name = "ADDR")]
+    s3: Option<String>,
+
+    /// Domains whose subdomains are buckets: with s3.example.com, BUCKET.s3.example.com.
+    #[arg(
+        long,
+        env = "LEADLINE_S3_DOMAIN",
+        value_name = "DOMAIN",
+        value_delimiter = ','
+    )]
+    s3_domain: Option<Vec<String>>,
+
     /// Port of the admin page, the health probes and the metrics [default: 9001].
     #[arg(long, env = "LEADLINE_ADMIN", value_name = "ADDR")]
     admin: Option<String>,
@@ -187,6 +200,9 @@ pub(crate) struct Settings {
     pub(crate) advertise: String,
     pub(crate) redis: SocketAddr,
     pub(crate) redis_tls: Option<ClientTls>,
+    /// `None`: no S3 door.
+    pub(crate) s3: Option<SocketAddr>,
+    pub(crate) s3_domains: Vec<String>,
     pub(crate) admin: SocketAddr,
     pub(crate) grpc: SocketAddr,
     pub(crate) shards: u16,
@@ -238,7 +254,7 @@ impl ServeArgs {
         let mut args = self;
         if let Some(path) = &args.config {
             let file = read_file(path)?;
-            fill!(args, file: data_dir join node_id advertise bind redis redis_tls admin grpc shards
+            fill!(args, file: data_dir join node_id advertise bind redis redis_tls s3 s3_domain admin grpc shards
                 engine read_mode requirepass fallback_deadline max_clients cache_bytes
                 memory_budget peer_ca peer_cert peer_key tls_cert tls_key stop_timeout log log_format);
         }
@@ -310,6 +326,11 @@ impl ServeArgs {
             advertise,
             redis: address_of("redis", bind, self.redis.as_deref(), 6379)?,
             redis_tls,
+            s3: match self.s3.as_deref() {
+                Some("off") => None,
+                value => Some(address_of("s3", bind, value, 9000)?),
+            },
+            s3_domains: self.s3_domain.unwrap_or_default(),
             admin: address_of("admin", bind, self.admin.as_deref(), 9001)?,
             grpc: address_of("grpc", bind, self.grpc.as_deref(), 50051)?,
             shards,
@@ -332,6 +353,13 @@ impl ServeArgs {
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or_default(),
         })
+    }
+}
+
+impl Settings {
+    /// A new cluster that only this machine reaches.
+    pub(crate) fn is_for_trying_out(&self) -> bool {
+        self.join.is_empty() && self.s3.is_some_and(|address| address.ip().is_loopback())
     }
 }
 

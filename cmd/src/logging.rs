@@ -17,7 +17,8 @@ pub(crate) enum LogFormat {
 /// Sends what `filter` admits to standard error. openraft reports each step of each election:
 /// unless the filter names it, only its errors are shown. Of its heartbeats not even those: a peer
 /// that is away fails each of them, and the transport has said so once. Nor that it has stopped:
-/// that is logged by whoever stops a group, or finds it stopped.
+/// that is logged by whoever stops a group, or finds it stopped. Nor what `s3s` calls an error: every
+/// 404 is one.
 ///
 /// # Errors
 /// A line that names the bad filter.
@@ -28,7 +29,7 @@ pub(crate) fn start(filter: &str, format: LogFormat) -> Result<(), String> {
         format!(
             "{filter},openraft=error,openraft::core::heartbeat=off,\
              openraft::raft::raft_inner=off,fjall=warn,lsm_tree=warn,\
-             sled=warn,h2=warn,tonic=warn"
+             sled=warn,h2=warn,tonic=warn,s3s=off"
         )
     };
     let filter = EnvFilter::try_new(&directives).map_err(|error| {

@@ -5,6 +5,7 @@ mod cluster;
 mod config;
 mod logging;
 mod output;
+mod s3;
 mod serve;
 mod tls;
 mod units;
@@ -38,6 +39,8 @@ enum Command {
     Serve(Box<config::ServeArgs>),
     /// Looks at a running cluster and changes who belongs to it.
     Cluster(cluster::ClusterArgs),
+    /// Manages the access keys of the S3 door.
+    S3(s3::S3Args),
     /// Measures a server over its Redis port: throughput, latency percentiles, CPU per operation.
     Bench(bench::BenchArgs),
     /// Prints a completion script for a shell.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
             .map_err(|error| error.to_string())
             .and_then(serve::run),
         Command::Cluster(args) => cluster::run(args),
+        Command::S3(args) => s3::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Completions { shell } => {
             clap_complete::generate(

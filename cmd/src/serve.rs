@@ -17,6 +17,7 @@ use leadline_kv::node::{BlobConfig, Bootstrap, Node, NodeConfig};
 use leadline_raft::engine::{ReadMode, Timing};
 use leadline_raft::{Context, NodeId};
 use leadline_redis::{RedisCodec, RedisConfig, RedisServer};
+use leadline_s3::{Keys, S3Codec, S3Config, S3Door, S3References};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use self::view::View;
 use crate::config::{EngineName, Settings};
 use crate::logging;
+use crate::output::say;
 use crate::tls;
 
 /// How long a node may take to open: to replay its log, or to find a seed that answers.
@@ -49,6 +51,7 @@ pub(crate) fn run(settings: Settings) -> Result<(), String> {
 struct Listeners {
     redis: TcpListener,
     redis_tls: Option<TcpListener>,
+    s3: Option<TcpListener>,
     admin: TcpListener,
     grpc: TcpListener,
 }
@@ -59,9 +62,14 @@ impl Listeners {
             Some(tls) => Some(bind("redis-tls", tls.address).await?),
             None => None,
         };
+        let s3 = match settings.s3 {
+            Some(address) => Some(bind("s3", address).await?),
+            None => None,
+        };
         Ok(Self {
             redis: bind("redis", settings.redis).await?,
             redis_tls,
+            s3,
             admin: bind("admin", settings.admin).await?,
             grpc: bind("grpc", settings.grpc).await?,
         })
@@ -139,9 +147,15 @@ fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, 
             .transpose()?,
         read_mode: settings.read_mode,
         timing: Timing::default(),
-        codecs: vec![(Door::Redis, Arc::new(RedisCodec))],
-        sweeps: leadline_redis::sweeps(),
-        blobs: BlobConfig::default(),
+        codecs: vec![
+            (Door::Redis, Arc::new(RedisCodec)),
+            (Door::S3, Arc::new(S3Codec)),
+        ],
+        sweeps: [leadline_redis::sweeps(), leadline_s3::sweeps()].concat(),
+        blobs: BlobConfig {
+            references: vec![Arc::new(S3References)],
+            ..BlobConfig::default()
+        },
     })
 }
 
@@ -177,7 +191,21 @@ async fn serve(settings: Settings) -> Result<(), String> {
         &mut registry,
     ));
     let http_metrics = HttpMetrics::register(&mut registry);
-    let router = http_router(&view, registry, http_metrics, settings.fallback_deadline);
+    let s3 = S3Door::new(
+        &S3Config {
+            fallback_deadline: settings.fallback_deadline,
+            domains: settings.s3_domains.clone(),
+            ..S3Config::default()
+        },
+        Arc::clone(&view) as _,
+        node.blobs(),
+        &mut registry,
+    );
+    if settings.is_for_trying_out() {
+        tell_first_key(&s3.keys(), &settings).await;
+    }
+    let keys = s3.keys().router();
+    let router = http_router(&view, registry, http_metrics, settings.fallback_deadline).merge(keys);
 
     let tasks = TaskTracker::new();
     let (http_stop, grpc_stop) = (CancellationToken::new(), CancellationToken::new());
@@ -200,6 +228,15 @@ async fn serve(settings: Settings) -> Result<(), String> {
         http_stop.clone(),
         move || Context::with_timeout(stop_timeout),
     ));
+    if let Some(listener) = listeners.s3 {
+        tasks.spawn(leadline_http::serve(
+            listener,
+            s3.router(),
+            ListenerOptions::default(),
+            http_stop.clone(),
+            move || Context::with_timeout(stop_timeout),
+        ));
+    }
     let plain = Arc::clone(&redis);
     tasks.spawn(async move { plain.serve(listeners.redis).await });
     if let Some(listener) = listeners.redis_tls {
@@ -250,6 +287,22 @@ async fn serve(settings: Settings) -> Result<(), String> {
         }
     }
     ended
+}
+
+/// Makes and shows an access key for S3 where there is none: at the first start of a node that only
+/// this machine reaches.
+async fn tell_first_key(keys: &Keys, settings: &Settings) {
+    let ctx = Context::with_timeout(settings.fallback_deadline);
+    match keys.first_key(&ctx).await {
+        Ok(Some(key)) => say!(
+            "S3 access key for development (shown once; `leadline s3 key` makes others):\n  \
+             AWS_ACCESS_KEY_ID={}\n  AWS_SECRET_ACCESS_KEY={}",
+            key.access_key,
+            key.secret_key.unwrap_or_default()
+        ),
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "no S3 access key for development was made"),
+    }
 }
 
 fn http_router(

@@ -108,7 +108,8 @@ def refused(checks, what, node, *says, seconds=15):
 
 def settings(checks):
     running = one_node()
-    for flag, port in (("--redis", running.redis), ("--admin", running.admin), ("--grpc", running.grpc)):
+    ports = ("--redis", running.redis), ("--s3", running.s3), ("--admin", running.admin), ("--grpc", running.grpc)
+    for flag, port in ports:
         node = Node()
         setattr(node, flag[2:], port)
         refused(checks, f"{flag}: the port is in use", node, str(port), flag)

@@ -107,12 +107,13 @@ class Node:
         self.flags = [str(flag) for flag in flags]
         self.data_dir = pathlib.Path(data_dir) if data_dir else directory() / "data"
         self.join = join
-        self.redis, self.admin, self.grpc = free_port(), free_port(), free_port()
+        self.redis, self.s3 = free_port(), free_port()
+        self.admin, self.grpc = free_port(), free_port()
         self.process = None
         self.log_path = directory() / "log"
 
     def command(self):
-        ports = ["--redis", self.redis, "--admin", self.admin, "--grpc", self.grpc]
+        ports = ["--redis", self.redis, "--s3", self.s3, "--admin", self.admin, "--grpc", self.grpc]
         command = [BINARY, "serve", *ports, "--data-dir", self.data_dir, *self.flags]
         if self.join:
             command += ["--join", self.join]

@@ -1,0 +1,433 @@
+//! Bodies on their way in and out.
+//!
+//! In: permits first, then chunks of [`CHUNK_BYTES`]; while one is received, the one before is hashed
+//! on a blocking thread and pushed to the replicas. Out: piece by piece, the next fetched while one
+//! is sent.
+//!
+//! # Invariants
+//! 1. A body in flight holds at most [`WINDOW`] bytes, reserved before its first byte is read.
+//! 2. Hashing is in the order of the bytes; pushing is not, and the manifest names chunks in order.
+//! 3. A step that makes no progress for the fallback deadline ends the body; a deadline that the
+//!    caller gave ends it in any case.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::stream::{BoxStream, FuturesOrdered};
+use futures::{Stream, StreamExt, TryStreamExt};
+use leadline_kv::blobs::{BlobError, Blobs, BytePermit, CHUNK_BYTES, ChunkRef, Upload};
+use leadline_raft::{Context, DeadlineSource};
+use s3s::dto::StreamingBlob;
+use s3s::stream::{ByteStream, RemainingLength};
+use s3s::{S3Error, S3ErrorCode, S3Result, StdError, s3_error};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::error;
+use crate::hashes::{Hashed, Hashes};
+use crate::metrics::S3Metrics;
+use crate::rows::{PartRow, Piece};
+
+/// A body up to this many bytes lies in a row.
+pub(crate) const INLINE: usize = 16 << 10;
+
+/// Chunks that are pushed at a time.
+const PUSHED_AT_ONCE: usize = 3;
+
+/// Bytes that a body in flight may hold: one chunk that is received, those that are pushed.
+const WINDOW: usize = (PUSHED_AT_ONCE + 1) * CHUNK_BYTES;
+
+/// Pieces of one part row of an object that was put in one piece.
+const PIECES_IN_A_ROW: usize = 64;
+
+/// Hashing fewer bytes than this is not worth another thread.
+const HASHED_IN_PLACE: usize = 32 << 10;
+
+/// Bytes that a body on its way out may hold.
+const READ_WINDOW: usize = 2 * CHUNK_BYTES;
+
+/// What may be held of bodies on their way out, in KiB.
+pub(crate) struct ReadBudget {
+    permits: Arc<Semaphore>,
+}
+
+impl ReadBudget {
+    pub(crate) fn new(bytes: usize) -> Self {
+        let kib = (bytes >> 10).clamp(READ_WINDOW >> 10, Semaphore::MAX_PERMITS);
+        Self {
+            permits: Arc::new(Semaphore::new(kib)),
+        }
+    }
+
+    fn try_take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let held = usize::try_from(bytes).unwrap_or(usize::MAX).min(READ_WINDOW);
+        let kib = u32::try_from(held.div_ceil(1024)).unwrap_or(u32::MAX);
+        Arc::clone(&self.permits).try_acquire_many_owned(kib).ok()
+    }
+}
+
+/// The time that a request has: its own deadline, or none but that each step makes progress.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    ctx: Context,
+    step: Duration,
+}
+
+impl Pace {
+    pub(crate) fn new(ctx: Context, step: Duration) -> Self {
+        Self { ctx, step }
+    }
+
+    /// A context for the next step.
+    pub(crate) fn step(&self) -> Context {
+        self.ctx
+            .sharing(Instant::now() + self.step, DeadlineSource::Fallback)
+    }
+}
+
+/// A body that is on the replicas, or small enough for a row.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) parts: Vec<PartRow>,
+    pub(crate) size: u64,
+    pub(crate) hashed: Hashed,
+    /// How long the manifest's proposal may take.
+    pub(crate) fresh: Duration,
+    /// Back with the manifest's answer.
+    pub(crate) _held: BytePermit,
+}
+
+/// Takes bodies in.
+pub(crate) struct Receiver<'a> {
+    pub(crate) blobs: &'a dyn Blobs,
+    pub(crate) metrics: &'a S3Metrics,
+    pub(crate) pace: &'a Pace,
+    /// A row key of the bucket.
+    pub(crate) near: Bytes,
+}
+
+impl Receiver<'_> {
+    /// Reserves the memory for a body of `length` bytes (if known): before it is read.
+    pub(crate) fn reserve(&self, length: Option<u64>) -> S3Result<BytePermit> {
+        let window = length
+            .and_then(|length| usize::try_from(length).ok())
+            .map_or(WINDOW, |length| length.clamp(1, WINDOW));
+        self.blobs.try_reserve(window).map_err(|busy| {
+            self.metrics.refused_bodies.inc();
+            error::slow_down(&busy.to_string(), busy.retry_after_ms)
+        })
+    }
+
+    /// Reads `body` to its end.
+    pub(crate) async fn receive(
+        &self,
+        body: Option<StreamingBlob>,
+        length: Option<u64>,
+        mut hashes: Hashes,
+        held: BytePermit,
+    ) -> S3Result<Received> {
+        let mut buffer = BytesMut::new();
+        let mut size = 0_u64;
+        let mut upload = Upload::new();
+        let mut pushes = FuturesOrdered::new();
+        let Some(mut body) = body else {
+            return Ok(inline(Bytes::new(), 0, hashes, held));
+        };
+        loop {
+            // The next chunk, while those before are pushed.
+            while buffer.len() < CHUNK_BYTES {
+                let step = self.pace.step();
+                let frame = tokio::select! {
+                    biased;
+                    Some(pushed) = pushes.next(), if !pushes.is_empty() => {
+                        note(&mut upload, pushed)?;
+                        continue;
+                    }
+                    frame = step.run(body.next()) => frame.map_err(error::of_ended)?,
+                };
+                match frame {
+                    Some(Ok(bytes)) => {
+                        size += bytes.len() as u64;
+                        self.metrics.received.inc_by(bytes.len() as u64);
+                        if length.is_some_and(|length| size > length) {
+                            return Err(s3_error!(IncompleteBody, "the body is longer than it said"));
+                        }
+                        buffer.extend_from_slice(&bytes);
+                    }
+                    Some(Err(source)) => return Err(broken(source)),
+                    None => {
+                        if length.is_some_and(|length| size != length) {
+                            return Err(s3_error!(IncompleteBody));
+                        }
+                        if upload.chunks().is_empty() && pushes.is_empty() && buffer.len() <= INLINE {
+                            return Ok(inline(buffer.freeze(), size, hashes, held));
+                        }
+                        if !buffer.is_empty() {
+                            let chunk = buffer.split().freeze();
+                            pushes.push_back(self.push(chunk.clone(), held.clone()));
+                            hashes = hash(hashes, chunk).await?;
+                        }
+                        while let Some(pushed) = pushes.next().await {
+                            note(&mut upload, pushed)?;
+                        }
+                        let fresh = upload
+                            .settle(&self.pace.step(), self.blobs, &self.near)
+                            .await
+                            .map_err(error::of_blob)?;
+                        return Ok(Received {
+                            parts: part_rows(upload.chunks()),
+                            size,
+                            hashed: hashes.finish(),
+                            fresh,
+                            _held: held,
+                        });
+                    }
+                }
+            }
+            let chunk = buffer.split_to(CHUNK_BYTES).freeze();
+            while pushes.len() >= PUSHED_AT_ONCE {
+                if let Some(pushed) = pushes.next().await {
+                    note(&mut upload, pushed)?;
+                }
+            }
+            pushes.push_back(self.push(chunk.clone(), held.clone()));
+            // Pushes go on meanwhile.
+            let hashing = hash(hashes, chunk);
+            tokio::pin!(hashing);
+            hashes = loop {
+                tokio::select! {
+                    biased;
+                    hashed = &mut hashing => break hashed?,
+                    Some(pushed) = pushes.next(), if !pushes.is_empty() => note(&mut upload, pushed)?,
+                }
+            };
+        }
+    }
+
+    async fn push(
+        &self,
+        chunk: Bytes,
+        held: BytePermit,
+    ) -> Result<(Instant, ChunkRef), BlobError> {
+        let began = Instant::now();
+        let ctx = self.pace.step();
+        let chunk = self.blobs.put(&ctx, &self.near, chunk, &held).await?;
+        Ok((began, chunk))
+    }
+}
+
+fn note(upload: &mut Upload, pushed: Result<(Instant, ChunkRef), BlobError>) -> S3Result<()> {
+    let (began, chunk) = pushed.map_err(error::of_blob)?;
+    upload.note(began, chunk);
+    Ok(())
+}
+
+/// Hashing is the caller's own work, begun and awaited here: a caller that leaves lets it run out.
+pub(crate) async fn hash(mut hashes: Hashes, chunk: Bytes) -> S3Result<Hashes> {
+    if chunk.len() <= HASHED_IN_PLACE {
+        hashes.update(&chunk);
+        return Ok(hashes);
+    }
+    tokio::task::spawn_blocking(move || {
+        hashes.update(&chunk);
+        hashes
+    })
+    .await
+    .map_err(S3Error::internal_error)
+}
+
+fn inline(bytes: Bytes, size: u64, mut hashes: Hashes, held: BytePermit) -> Received {
+    hashes.update(&bytes);
+    let parts = if bytes.is_empty() {
+        Vec::new()
+    } else {
+        vec![PartRow {
+            size,
+            inline: bytes,
+            ..PartRow::default()
+        }]
+    };
+    Received {
+        parts,
+        size,
+        hashed: hashes.finish(),
+        fresh: leadline_kv::blobs::FRESH,
+        _held: held,
+    }
+}
+
+/// A body that broke off, or was not what its signature or framing says.
+fn broken(source: StdError) -> S3Error {
+    let text = source.to_string();
+    if text.contains("Sha256Mismatch") {
+        return error::custom(
+            "XAmzContentSHA256Mismatch",
+            http::StatusCode::BAD_REQUEST,
+            "The provided 'x-amz-content-sha256' header does not match what was computed.",
+        );
+    }
+    let code = if text.contains("SignatureMismatch") {
+        S3ErrorCode::SignatureDoesNotMatch
+    } else {
+        S3ErrorCode::IncompleteBody
+    };
+    let mut error = S3Error::with_message(code, text);
+    error.set_source(source);
+    error
+}
+
+/// Rows for the chunks of a body put in one piece.
+pub(crate) fn part_rows(chunks: &[ChunkRef]) -> Vec<PartRow> {
+    let pieces: Vec<_> = chunks.iter().map(|&chunk| Piece::whole(chunk)).collect();
+    piece_rows(&pieces)
+}
+
+pub(crate) fn piece_rows(pieces: &[Piece]) -> Vec<PartRow> {
+    pieces
+        .chunks(PIECES_IN_A_ROW)
+        .map(|pieces| PartRow {
+            size: pieces.iter().map(|piece| u64::from(piece.len)).sum(),
+            pieces: Piece::encode_all(pieces),
+            ..PartRow::default()
+        })
+        .collect()
+}
+
+/// Bytes that a download will send.
+#[derive(Clone, Debug)]
+pub(crate) enum Segment {
+    Inline(Bytes),
+    Chunk(Piece),
+}
+
+impl Segment {
+    /// What `range` of a part's bytes is.
+    pub(crate) fn of_part(
+        part: &PartRow,
+        range: std::ops::Range<u64>,
+    ) -> Result<Vec<Self>, String> {
+        if part.pieces.is_empty() {
+            let narrow = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+            let range = narrow(range.start)..narrow(range.end);
+            if range.end > part.inline.len() || range.start > range.end {
+                return Err("a part is shorter than it says".to_owned());
+            }
+            return Ok(vec![Self::Inline(part.inline.slice(range))]);
+        }
+        let pieces = Piece::decode_all(&part.pieces)?;
+        Ok(Piece::cut(&pieces, range)
+            .into_iter()
+            .map(Self::Chunk)
+            .collect())
+    }
+}
+
+/// A body on its way out.
+pub(crate) struct Download {
+    stream: BoxStream<'static, Result<Bytes, StdError>>,
+    remaining: usize,
+    /// A body that is not read to its end has an end nonetheless: with its connection.
+    _held: Option<OwnedSemaphorePermit>,
+    metrics: S3Metrics,
+}
+
+impl Download {
+    /// Sends what `segments` gives, `length` bytes.
+    pub(crate) fn start(
+        blobs: Arc<dyn Blobs>,
+        budget: &ReadBudget,
+        metrics: &S3Metrics,
+        pace: Pace,
+        near: Bytes,
+        length: u64,
+        segments: impl Stream<Item = Result<Segment, StdError>> + Send + 'static,
+    ) -> S3Result<StreamingBlob> {
+        let held = if length > INLINE as u64 {
+            let held = budget.try_take(length).ok_or_else(|| {
+                metrics.refused_bodies.inc();
+                error::slow_down("the memory for bodies on their way out is spent", 250)
+            })?;
+            Some(held)
+        } else {
+            None
+        };
+        let stream = segments
+            .map_ok(move |segment| {
+                let (blobs, near, pace) = (Arc::clone(&blobs), near.clone(), pace.clone());
+                async move {
+                    match segment {
+                        Segment::Inline(bytes) => Ok(bytes),
+                        Segment::Chunk(piece) => fetch(&*blobs, &pace, &near, piece).await,
+                    }
+                }
+            })
+            .try_buffered(READ_WINDOW / CHUNK_BYTES)
+            .boxed();
+        Ok(StreamingBlob::new(Unshared::new(Self {
+            stream,
+            remaining: usize::try_from(length).unwrap_or(usize::MAX),
+            _held: held,
+            metrics: metrics.clone(),
+        })))
+    }
+}
+
+async fn fetch(
+    blobs: &dyn Blobs,
+    pace: &Pace,
+    near: &[u8],
+    piece: Piece,
+) -> Result<Bytes, StdError> {
+    let chunk = blobs.get(&pace.step(), near, piece.chunk).await?;
+    let (offset, len) = (piece.offset as usize, piece.len as usize);
+    if chunk.len() < offset + len {
+        return Err("a chunk is shorter than it says".into());
+    }
+    Ok(chunk.slice(offset..offset + len))
+}
+
+impl Stream for Download {
+    type Item = Result<Bytes, StdError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.stream.poll_next_unpin(task);
+        match &next {
+            Poll::Ready(Some(Ok(bytes))) => {
+                self.remaining = self.remaining.saturating_sub(bytes.len());
+                self.metrics.sent.inc_by(bytes.len() as u64);
+            }
+            Poll::Ready(Some(Err(error))) => {
+                // The head is out: all that can be said is the end of the connection.
+                tracing::warn!(%error, "a body broke off on its way to the client");
+            }
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        next
+    }
+}
+
+/// Makes a stream shareable between threads by never sharing it: whoever polls it has it alone.
+struct Unshared(parking_lot::Mutex<Download>);
+
+impl Unshared {
+    fn new(stream: Download) -> Self {
+        Self(parking_lot::Mutex::new(stream))
+    }
+}
+
+impl Stream for Unshared {
+    type Item = Result<Bytes, StdError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, task: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+        self.0.get_mut().poll_next_unpin(task)
+    }
+}
+
+impl ByteStream for Unshared {
+    fn remaining_length(&self) -> RemainingLength {
+        RemainingLength::new_exact(self.0.lock().remaining)
+    }
+}

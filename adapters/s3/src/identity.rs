@@ -1,0 +1,166 @@
+//! Who sends a request: access keys, as this node last read them from the meta group.
+//!
+//! A key is read again when it is older than [`FRESH`], so that a deleted key or a changed grant holds
+//! everywhere within about a second; while the meta group has no leader, a key that was known less
+//! than [`STALE`] ago goes on to work.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leadline_raft::Context;
+use parking_lot::Mutex;
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::{S3Auth, SecretKey};
+use s3s::{S3Result, s3_error};
+use tokio::time::Instant;
+
+use crate::operation::{KeyAction, Who};
+use crate::rows::{KeyRow, Level};
+use crate::store::Store;
+
+/// Keys are read again after this long.
+const FRESH: Duration = Duration::from_secs(1);
+/// Keys are believed this long while they cannot be read.
+const STALE: Duration = Duration::from_secs(300);
+/// Keys remembered, unknown ones included; beyond it all are forgotten.
+const MOST_REMEMBERED: usize = 10_000;
+
+/// Who sends a request, as every handler finds it among the request's extensions.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Identity {
+    key: Option<Arc<KeyRow>>,
+}
+
+impl Identity {
+    /// What the data plane is told of the requester, for one bucket.
+    pub(crate) fn who(&self, bucket: &str) -> Who {
+        match &self.key {
+            None => Who::default(),
+            Some(key) => Who {
+                access_key: key.access_key.clone(),
+                level: key.level(bucket).into(),
+                creates: key.creates,
+            },
+        }
+    }
+
+    pub(crate) fn access_key(&self) -> &str {
+        self.key.as_ref().map_or("", |key| &key.access_key)
+    }
+
+    /// Whether a bucket is shown in a list.
+    pub(crate) fn sees(&self, bucket: &str, owner: &str) -> bool {
+        self.key
+            .as_ref()
+            .is_some_and(|key| key.access_key == owner || key.level(bucket) >= Level::Read)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Remembered {
+    key: Option<Arc<KeyRow>>,
+    /// When it was last asked for, and when it was last answered.
+    asked: Instant,
+    read: Instant,
+}
+
+/// The access keys that this node has met.
+#[derive(Clone)]
+pub(crate) struct Keyring {
+    store: Store,
+    fallback: Duration,
+    remembered: Arc<Mutex<HashMap<String, Remembered>>>,
+}
+
+impl Keyring {
+    pub(crate) fn new(store: Store, fallback: Duration) -> Self {
+        Self {
+            store,
+            fallback,
+            remembered: Arc::default(),
+        }
+    }
+
+    /// Forgets what may have changed by this node's own hand.
+    pub(crate) fn forget(&self, access_key: &str) {
+        self.remembered.lock().remove(access_key);
+    }
+
+    async fn find(&self, access_key: &str) -> S3Result<Option<Arc<KeyRow>>> {
+        let now = Instant::now();
+        let known = {
+            let mut remembered = self.remembered.lock();
+            let known = remembered.get_mut(access_key);
+            match known {
+                Some(known) if now.duration_since(known.asked) < FRESH => {
+                    return Ok(known.key.clone());
+                }
+                Some(known) => {
+                    // Whoever comes while this one asks uses what is known.
+                    known.asked = now;
+                    Some(known.clone())
+                }
+                None => None,
+            }
+        };
+        let ctx = Context::fallback_of(self.fallback).as_caller();
+        let _gone = ctx.guard();
+        let act = KeyAction::Get(access_key.to_owned());
+        let key = match self.store.keys(&ctx, act).await {
+            Ok(keys) => keys.into_iter().next().map(Arc::new),
+            Err(failure) => match known {
+                Some(known) if now.duration_since(known.read) < STALE => return Ok(known.key),
+                _ => return Err(failure.into()),
+            },
+        };
+        let mut remembered = self.remembered.lock();
+        if remembered.len() >= MOST_REMEMBERED {
+            remembered.clear();
+        }
+        let fresh = Remembered {
+            key: key.clone(),
+            asked: now,
+            read: now,
+        };
+        remembered.insert(access_key.to_owned(), fresh);
+        Ok(key)
+    }
+}
+
+#[async_trait::async_trait]
+impl S3Auth for Keyring {
+    async fn get_secret_key(&self, access_key: &str) -> S3Result<SecretKey> {
+        match self.find(access_key).await? {
+            Some(key) => Ok(SecretKey::from(key.secret.as_str())),
+            None => Err(s3_error!(
+                InvalidAccessKeyId,
+                "The access key does not exist: see `leadline s3 key list`"
+            )),
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl S3Access for Keyring {
+    /// Says who it is; what they may do is decided with the request itself.
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        crate::service::unsupported(cx.headers())?;
+        if cx.s3_path().get_object_key().is_some_and(|key| key.contains('\0')) {
+            return Err(s3_error!(InvalidArgument, "a key may not have a zero byte"));
+        }
+        let key = match cx.credentials() {
+            Some(credentials) => {
+                let access_key = credentials.access_key.clone();
+                self.find(&access_key).await?
+            }
+            None => None,
+        };
+        let seen = cx.extensions_mut().get::<crate::metrics::Seen>().cloned();
+        if let Some(seen) = seen {
+            seen.operation(cx.s3_op().name());
+        }
+        cx.extensions_mut().insert(Identity { key });
+        Ok(())
+    }
+}

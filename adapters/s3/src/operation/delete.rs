@@ -1,0 +1,64 @@
+//! Deletions: one request may name up to a thousand versions, each with an outcome of its own.
+
+use super::{
+    Answer, Delete, DeleteItem, Deleted, DeletedItem, Evaluated, On, Refusal, Refused, Stop, access,
+    versions,
+};
+use crate::rows::{Level, Versioning};
+
+pub(super) fn delete(on: &mut On<'_>, delete: &Delete) -> Evaluated {
+    let mut items = Vec::with_capacity(delete.items.len());
+    for item in &delete.items {
+        items.push(match one(on, item) {
+            Ok(done) => done,
+            Err(Stop::Refused(refused)) => DeletedItem {
+                refused: Some(refused),
+                ..DeletedItem::default()
+            },
+            Err(Stop::Rows(error)) => return Err(error.into()),
+        });
+    }
+    Ok(Answer::Deleted(Deleted { items }))
+}
+
+fn one(on: &mut On<'_>, item: &DeleteItem) -> Result<DeletedItem, Stop> {
+    if !access::allows(&on.bucket, on.request, Some(&item.key), Level::Write, None) {
+        return Err(Stop::Refused(Refused {
+            why: Refusal::AccessDenied.into(),
+            ..Refused::default()
+        }));
+    }
+    let current = versions::current(on, &item.key)?;
+    if !item.version.is_empty() {
+        let found = versions::find(on, &item.key, &item.version)?;
+        if let Some(conditions) = &item.conditions {
+            versions::check_write(found.as_ref().map(|(_, object)| object), conditions)?;
+        }
+        let mut done = DeletedItem {
+            version: item.version.clone(),
+            ..DeletedItem::default()
+        };
+        // What is not there needs no deletion.
+        if let Some((place, object)) = found {
+            done.delete_marker = object.delete_marker;
+            versions::remove(on, &item.key, place, &object)?;
+        }
+        return Ok(done);
+    }
+    if let Some(conditions) = &item.conditions {
+        versions::check_write(current.as_ref(), conditions)?;
+    }
+    if on.bucket.versioning() == Versioning::Never {
+        if let Some(current) = current {
+            versions::drop_data(on, &current);
+            on.rows.delete(on.keys.object(&item.key));
+        }
+        return Ok(DeletedItem::default());
+    }
+    let marker = versions::mark_deleted(on, &item.key, current)?;
+    Ok(DeletedItem {
+        version: marker.version_id(),
+        delete_marker: true,
+        ..DeletedItem::default()
+    })
+}

@@ -29,7 +29,7 @@ pub(crate) struct S3Args {
         value_name = "HOST:PORT",
         default_value = "127.0.0.1:9001"
     )]
-    admin: String,
+    node: String,
 
     /// How long the command may take.
     #[arg(long, global = true, value_name = "TIME", default_value = "10s")]
@@ -122,7 +122,7 @@ pub(crate) fn run(args: S3Args) -> Result<(), String> {
         .map_err(|error| format!("cannot start a runtime: {error}"))?;
     let S3Command::Key { command } = args.command;
     let admin = Admin {
-        address: args.admin,
+        address: args.node,
         timeout: args.timeout.0,
     };
     runtime.block_on(key(&admin, command))
@@ -136,7 +136,10 @@ async fn key(admin: &Admin, command: KeyCommand) -> Result<(), String> {
             grant,
             json,
         } => {
-            let grants = grant.iter().map(|text| grant_in(text)).collect::<Result<_, _>>()?;
+            let grants = grant
+                .iter()
+                .map(|text| grant_in(text))
+                .collect::<Result<_, _>>()?;
             let new = NewKey {
                 name,
                 admin: all,
@@ -242,7 +245,7 @@ impl Admin {
             .run(exchange)
             .await
             .map_err(|ended| format!("{} did not answer: {ended}", self.address))?
-            .map_err(|error| format!("cannot reach {} (--admin): {error}", self.address))?;
+            .map_err(|error| format!("cannot reach {} (--node): {error}", self.address))?;
         let text = String::from_utf8_lossy(&answer);
         let (head, body) = text
             .split_once("\r\n\r\n")

@@ -6,46 +6,14 @@ import hashlib
 import io
 import json
 import os
-import subprocess
 import urllib.error
 import urllib.request
 import zlib
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from harness import BINARY, http_get, main, one_node, three_nodes
-
-
-def new_key(node, *flags):
-    """An access key of the cluster, made by the command line."""
-    command = [BINARY, "s3", "key", "create", "--admin", "--json"]
-    environment = {**os.environ, "LEADLINE_ADMIN_ADDRESS": f"127.0.0.1:{node.admin}"}
-    command = [BINARY, "s3", "key", "create", "--json", *flags]
-    made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    key = json.loads(made.stdout)
-    return key["access_key"], key["secret_key"]
-
-
-def client(node, key, **options):
-    """A boto3 client of one node."""
-    config = Config(
-        s3={"addressing_style": "path"},
-        retries={"max_attempts": 8, "mode": "standard"},
-        connect_timeout=5,
-        read_timeout=30,
-        max_pool_connections=64,
-        **options,
-    )
-    return boto3.client(
-        "s3",
-        endpoint_url=f"http://127.0.0.1:{node.s3}",
-        aws_access_key_id=key[0],
-        aws_secret_access_key=key[1],
-        region_name="us-east-1",
-        config=config,
-    )
+from harness import http_get, main, one_node, three_nodes
+from s3_access import client, new_key
 
 
 def code_of(call):
@@ -236,7 +204,7 @@ def versioning(checks, s3, bucket):
 def buckets(checks, s3, anonymous, bucket):
     taken = lambda: s3.create_bucket(Bucket=bucket)
     checks.equal("a bucket of one's own", code_of(taken), "BucketAlreadyOwnedByYou")
-    checks.equal("a bucket named like a probe", code_of(lambda: s3.create_bucket(Bucket="healthz")), "InvalidBucketName")
+    checks.equal("a bucket named like a probe", status_of(lambda: s3.create_bucket(Bucket="healthz")), 405)
     checks.that("it is listed", bucket in [item["Name"] for item in s3.list_buckets()["Buckets"]])
     s3.head_bucket(Bucket=bucket)
     checks.equal("its location", s3.get_bucket_location(Bucket=bucket)["LocationConstraint"], None)
@@ -290,11 +258,11 @@ def presigned(checks, s3, bucket):
     with urllib.request.urlopen(url, timeout=10) as answer:
         checks.equal("GET by a presigned URL", answer.read(), b"by URL")
     try:
-        urllib.request.urlopen(url.replace("Signature=", "Signature=0"), timeout=10)
+        urllib.request.urlopen(url[:-1] + ("0" if url[-1] != "0" else "1"), timeout=10)
         checks.that("a forged one is refused", False)
     except urllib.error.HTTPError as error:
         checks.equal("a forged one is refused", error.code, 403)
-    form = s3.generate_presigned_post(bucket, "form/${filename}", Conditions=[["content-length-range", 1, 100]])
+    form = s3.generate_presigned_post(bucket, "form/f.txt", Conditions=[["content-length-range", 1, 100]])
     boundary = "----leadline"
     fields = "".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in form["fields"].items()

@@ -63,7 +63,9 @@ impl ReadBudget {
     }
 
     fn try_take(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let held = usize::try_from(bytes).unwrap_or(usize::MAX).min(READ_WINDOW);
+        let held = usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .min(READ_WINDOW);
         let kib = u32::try_from(held.div_ceil(1024)).unwrap_or(u32::MAX);
         Arc::clone(&self.permits).try_acquire_many_owned(kib).ok()
     }
@@ -153,7 +155,10 @@ impl Receiver<'_> {
                         size += bytes.len() as u64;
                         self.metrics.received.inc_by(bytes.len() as u64);
                         if length.is_some_and(|length| size > length) {
-                            return Err(s3_error!(IncompleteBody, "the body is longer than it said"));
+                            return Err(s3_error!(
+                                IncompleteBody,
+                                "the body is longer than it said"
+                            ));
                         }
                         buffer.extend_from_slice(&bytes);
                     }
@@ -162,7 +167,8 @@ impl Receiver<'_> {
                         if length.is_some_and(|length| size != length) {
                             return Err(s3_error!(IncompleteBody));
                         }
-                        if upload.chunks().is_empty() && pushes.is_empty() && buffer.len() <= INLINE {
+                        if upload.chunks().is_empty() && pushes.is_empty() && buffer.len() <= INLINE
+                        {
                             return Ok(inline(buffer.freeze(), size, hashes, held));
                         }
                         if !buffer.is_empty() {
@@ -207,11 +213,7 @@ impl Receiver<'_> {
         }
     }
 
-    async fn push(
-        &self,
-        chunk: Bytes,
-        held: BytePermit,
-    ) -> Result<(Instant, ChunkRef), BlobError> {
+    async fn push(&self, chunk: Bytes, held: BytePermit) -> Result<(Instant, ChunkRef), BlobError> {
         let began = Instant::now();
         let ctx = self.pace.step();
         let chunk = self.blobs.put(&ctx, &self.near, chunk, &held).await?;
@@ -429,5 +431,168 @@ impl Stream for Unshared {
 impl ByteStream for Unshared {
     fn remaining_length(&self) -> RemainingLength {
         RemainingLength::new_exact(self.0.lock().remaining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leadline_kv::blobs::{BlobError, MemoryBlobs};
+    use leadline_raft::Ended;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::rows::Algorithm;
+
+    struct World {
+        blobs: Arc<MemoryBlobs>,
+        metrics: S3Metrics,
+        pace: Pace,
+    }
+
+    impl World {
+        fn new(budget: usize) -> Self {
+            Self {
+                blobs: Arc::new(MemoryBlobs::new(budget)),
+                metrics: S3Metrics::register(&mut Registry::default()),
+                pace: Pace::new(
+                    Context::with_timeout(Duration::from_secs(3600)),
+                    Duration::from_secs(5),
+                ),
+            }
+        }
+
+        fn receiver(&self) -> Receiver<'_> {
+            Receiver {
+                blobs: &*self.blobs,
+                metrics: &self.metrics,
+                pace: &self.pace,
+                near: Bytes::from_static(b"near"),
+            }
+        }
+
+        async fn take(&self, frames: Vec<Bytes>, length: Option<u64>) -> S3Result<Received> {
+            let receiver = self.receiver();
+            let held = receiver.reserve(length)?;
+            let frames = futures::stream::iter(frames.into_iter().map(Ok::<_, std::io::Error>));
+            let body = Some(StreamingBlob::wrap(frames));
+            let hashes = Hashes::new(Algorithm::Crc32, false);
+            receiver.receive(body, length, hashes, held).await
+        }
+
+        async fn read(&self, parts: &[PartRow], range: std::ops::Range<u64>) -> Vec<u8> {
+            let mut at = 0;
+            let mut segments = Vec::new();
+            for part in parts {
+                let (start, end) = (at, at + part.size);
+                at = end;
+                let (from, to) = (range.start.max(start), range.end.min(end));
+                if from < to {
+                    segments.extend(Segment::of_part(part, from - start..to - start).unwrap());
+                }
+            }
+            let download = Download::start(
+                Arc::clone(&self.blobs) as _,
+                &ReadBudget::new(8 << 20),
+                &self.metrics,
+                self.pace.clone(),
+                Bytes::from_static(b"near"),
+                range.end - range.start,
+                futures::stream::iter(segments.into_iter().map(Ok)),
+            );
+            let chunks: Vec<Bytes> = download.unwrap().try_collect().await.unwrap();
+            chunks.concat()
+        }
+    }
+
+    fn bytes(length: usize) -> Bytes {
+        (0..length).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    fn frames(whole: &Bytes, size: usize) -> Vec<Bytes> {
+        (0..whole.len())
+            .step_by(size)
+            .map(|at| whole.slice(at..(at + size).min(whole.len())))
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn a_body_is_cut_into_chunks_hashed_in_order_and_read_back_by_any_range() {
+        let world = World::new(64 << 20);
+        let whole = bytes(5 * CHUNK_BYTES + 1234);
+        let received = world
+            .take(frames(&whole, 70_001), Some(whole.len() as u64))
+            .await
+            .unwrap();
+        let mut expected = Hashes::new(Algorithm::Crc32, false);
+        expected.update(&whole);
+        assert_eq!(received.hashed, expected.finish());
+        assert_eq!(world.blobs.len(), 6);
+        for range in [0..whole.len(), 7..9, CHUNK_BYTES - 3..2 * CHUNK_BYTES + 3] {
+            let wide = range.start as u64..range.end as u64;
+            assert_eq!(world.read(&received.parts, wide).await, whole[range]);
+        }
+        drop(received);
+        assert_eq!(world.blobs.reserved(), 0, "the permit came back");
+    }
+
+    #[tokio::test]
+    async fn a_small_body_goes_into_its_row_and_an_empty_one_nowhere() {
+        let world = World::new(64 << 20);
+        let whole = bytes(INLINE);
+        let received = world.take(frames(&whole, 1000), None).await.unwrap();
+        assert_eq!(received.parts[0].inline, whole);
+        assert!(world.blobs.is_empty());
+        let empty = world.take(Vec::new(), Some(0)).await.unwrap();
+        assert!(empty.parts.is_empty() && empty.size == 0);
+        let more = world.take(frames(&bytes(INLINE + 1), 999), None).await;
+        assert!(!more.unwrap().parts[0].pieces.is_empty());
+    }
+
+    #[tokio::test]
+    async fn without_memory_a_body_is_refused_before_it_is_read() {
+        let world = World::new(CHUNK_BYTES);
+        let Err(refused) = world.take(Vec::new(), Some(100 << 20)).await else {
+            panic!("taken")
+        };
+        assert_eq!(refused.code(), &S3ErrorCode::SlowDown);
+        let headers = refused.headers().unwrap();
+        assert!(headers.contains_key(http::header::RETRY_AFTER));
+        assert_eq!(world.blobs.reserved(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_body_of_another_length_than_it_said_is_not_taken() {
+        let world = World::new(64 << 20);
+        for said in [10, 30] {
+            let taken = world.take(vec![bytes(20)], Some(said)).await;
+            assert_eq!(taken.unwrap_err().code(), &S3ErrorCode::IncompleteBody);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_chunk_that_no_majority_has_fails_the_body() {
+        let world = World::new(64 << 20);
+        world
+            .blobs
+            .fail_next(BlobError::NotApplied(Ended::Deadline));
+        let whole = bytes(2 * CHUNK_BYTES);
+        let taken = world.take(frames(&whole, 100_000), None).await;
+        assert_eq!(taken.unwrap_err().code(), &S3ErrorCode::RequestTimeout);
+        assert_eq!(world.blobs.reserved(), 0);
+    }
+
+    /// Promise 4: a sender that stops sending ends at the step's deadline, not never.
+    #[tokio::test(start_paused = true)]
+    async fn a_body_without_progress_ends_after_one_step() {
+        let world = World::new(64 << 20);
+        let receiver = world.receiver();
+        let held = receiver.reserve(None).unwrap();
+        let began = Instant::now();
+        let first = futures::stream::iter([Ok::<_, std::io::Error>(bytes(100))]);
+        let body = StreamingBlob::wrap(first.chain(futures::stream::pending()));
+        let hashes = Hashes::new(Algorithm::None, false);
+        let taken = receiver.receive(Some(body), None, hashes, held).await;
+        assert_eq!(taken.unwrap_err().code(), &S3ErrorCode::RequestTimeout);
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
     }
 }

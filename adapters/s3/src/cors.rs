@@ -17,7 +17,13 @@ async fn rules(store: &Store, pace: &Pace, bucket: &str) -> Option<CORSConfigura
     };
     let act = Action::Configuration(which);
     let answer = store
-        .on(&pace.step(), Who::default(), bucket, "s3:GetBucketCORS", act)
+        .on(
+            &pace.step(),
+            Who::default(),
+            bucket,
+            "s3:GetBucketCORS",
+            act,
+        )
         .await
         .ok()?;
     match answer {
@@ -38,7 +44,9 @@ fn rule_for<'r>(
 ) -> Option<&'r CORSRule> {
     rules.cors_rules.iter().find(|rule| {
         let allowed = rule.allowed_headers.as_deref().unwrap_or_default();
-        rule.allowed_origins.iter().any(|known| matches(known, origin))
+        rule.allowed_origins
+            .iter()
+            .any(|known| matches(known, origin))
             && rule.allowed_methods.iter().any(|known| known == method)
             && headers.iter().all(|asked| {
                 allowed
@@ -85,7 +93,11 @@ pub(crate) async fn preflight(
     bucket: &str,
     headers: &HeaderMap,
 ) -> Response {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value: &HeaderValue| value.to_str().ok())
+    };
     let (Some(origin), Some(method)) = (
         headers.get(header::ORIGIN),
         text(header::ACCESS_CONTROL_REQUEST_METHOD),
@@ -151,9 +163,8 @@ mod tests {
                 ..CORSRule::default()
             }],
         };
-        let found = |origin, method, headers: &[&str]| {
-            rule_for(&rules, origin, method, headers).is_some()
-        };
+        let found =
+            |origin, method, headers: &[&str]| rule_for(&rules, origin, method, headers).is_some();
         assert!(found("https://a.example.com", "PUT", &["X-Amz-Date"]));
         assert!(!found("https://a.example.com", "GET", &[]));
         assert!(!found("https://a.example.org", "PUT", &[]));

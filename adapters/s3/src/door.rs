@@ -177,7 +177,15 @@ impl S3Door {
         drop(held);
         if let (Some(origin), Some(bucket)) = (origin, bucket) {
             let store = &self.plain.store;
-            cors::allow(store, &pace, &bucket, &method, &origin, response.headers_mut()).await;
+            cors::allow(
+                store,
+                &pace,
+                &bucket,
+                &method,
+                &origin,
+                response.headers_mut(),
+            )
+            .await;
         }
         response
     }
@@ -358,7 +366,12 @@ mod tests {
             bucket_of_host(&domains, "my.bucket.S3.example.com:9000"),
             Some("my.bucket")
         );
-        for host in ["s3.example.com", "localhost:9000", "127.0.0.1", "xs3.example.com"] {
+        for host in [
+            "s3.example.com",
+            "localhost:9000",
+            "127.0.0.1",
+            "xs3.example.com",
+        ] {
             assert_eq!(bucket_of_host(&domains, host), None, "{host}");
         }
     }

@@ -146,7 +146,11 @@ impl S3Access for Keyring {
     /// Says who it is; what they may do is decided with the request itself.
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
         crate::service::unsupported(cx.headers())?;
-        if cx.s3_path().get_object_key().is_some_and(|key| key.contains('\0')) {
+        if cx
+            .s3_path()
+            .get_object_key()
+            .is_some_and(|key| key.contains('\0'))
+        {
             return Err(s3_error!(InvalidArgument, "a key may not have a zero byte"));
         }
         let key = match cx.credentials() {

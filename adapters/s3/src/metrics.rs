@@ -174,4 +174,3 @@ fn known(name: &str) -> &'static str {
         .find(|known| *known == name)
         .unwrap_or("Other")
 }
-

@@ -40,7 +40,9 @@ pub(crate) fn compile(bucket: &str, text: &str) -> Result<PolicyRow, String> {
 }
 
 fn compile_statement(bucket: &str, statement: &Value) -> Result<StatementRow, String> {
-    let fields = statement.as_object().ok_or("a statement is a JSON object")?;
+    let fields = statement
+        .as_object()
+        .ok_or("a statement is a JSON object")?;
     for name in fields.keys() {
         match name.as_str() {
             "Sid" | "Effect" | "Principal" | "Action" | "Resource" => {}
@@ -83,7 +85,9 @@ fn compile_statement(bucket: &str, statement: &Value) -> Result<StatementRow, St
             if ours {
                 Ok(path)
             } else {
-                Err(format!("the resource {resource} is not in the bucket {bucket}"))
+                Err(format!(
+                    "the resource {resource} is not in the bucket {bucket}"
+                ))
             }
         })
         .collect::<Result<Vec<_>, String>>()?;
@@ -129,8 +133,14 @@ mod tests {
         .unwrap();
         assert_eq!(policy.statements[0].resources, ["b/*"]);
         for (wrong, why) in [
-            (r#"{"Statement":[{"Effect":"Allow","Principal":"*","Action":"s3:*","Resource":"arn:aws:s3:::other/*"}]}"#, "not in the bucket"),
-            (r#"{"Statement":[{"Effect":"Allow","Principal":"*","Action":"s3:*","Resource":"b","Condition":{}}]}"#, "Condition"),
+            (
+                r#"{"Statement":[{"Effect":"Allow","Principal":"*","Action":"s3:*","Resource":"arn:aws:s3:::other/*"}]}"#,
+                "not in the bucket",
+            ),
+            (
+                r#"{"Statement":[{"Effect":"Allow","Principal":"*","Action":"s3:*","Resource":"b","Condition":{}}]}"#,
+                "Condition",
+            ),
             (r#"{"Statement":[]}"#, "at least one"),
             ("[]", "object"),
             ("{", "JSON"),

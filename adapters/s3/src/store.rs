@@ -93,11 +93,7 @@ impl Store {
             .await
     }
 
-    pub(crate) async fn keys(
-        &self,
-        ctx: &Context,
-        act: KeyAction,
-    ) -> Result<Vec<KeyRow>, Failure> {
+    pub(crate) async fn keys(&self, ctx: &Context, act: KeyAction) -> Result<Vec<KeyRow>, Failure> {
         match self.run(ctx, S3Operation::on_keys(act)).await? {
             Answer::Keys(list) => Ok(list.keys),
             Answer::Done(_) => Ok(Vec::new()),

@@ -151,7 +151,11 @@ pub(crate) fn matches_pattern(pattern: &[u8], text: &[u8]) -> bool {
 /// Whether a policy gives something to everybody.
 pub(crate) fn policy_is_public(policy: &PolicyRow) -> bool {
     policy.statements.iter().any(|statement| {
-        !statement.deny && statement.principals.iter().any(|principal| principal == "*")
+        !statement.deny
+            && statement
+                .principals
+                .iter()
+                .any(|principal| principal == "*")
     })
 }
 
@@ -217,7 +221,12 @@ mod tests {
         assert!(!may("", Level::Nothing, "s3:PutObject", Level::Write));
         assert!(may("OTHER", Level::Write, "s3:PutObject", Level::Write));
         assert!(!may("OTHER", Level::Read, "s3:PutObject", Level::Write));
-        assert!(!may("OWNER", Level::Nothing, "s3:DeleteObject", Level::Write));
+        assert!(!may(
+            "OWNER",
+            Level::Nothing,
+            "s3:DeleteObject",
+            Level::Write
+        ));
         assert!(may("OWNER", Level::Nothing, "s3:PutObject", Level::Write));
     }
 }

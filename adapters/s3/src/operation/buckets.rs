@@ -74,8 +74,12 @@ pub(super) fn list(rows: &mut dyn Rows) -> Evaluated {
             false
         })?;
         let Some((row_key, row)) = first else { break };
+        if let Some(past) = rows::past_executor_rows(&row_key) {
+            at = past;
+            continue;
+        }
         let Some(name) = rows::bucket_of(&row_key).map(str::to_owned) else {
-            return Err(refused(Refusal::Unspecified, "a damaged bucket row").into());
+            return Err(refused(Refusal::Unspecified, "a damaged bucket row"));
         };
         let keys = BucketKeys::new(&name);
         // The first row of a bucket is its own.

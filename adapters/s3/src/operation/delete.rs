@@ -1,8 +1,8 @@
 //! Deletions: one request may name up to a thousand versions, each with an outcome of its own.
 
 use super::{
-    Answer, Delete, DeleteItem, Deleted, DeletedItem, Evaluated, On, Refusal, Refused, Stop, access,
-    versions,
+    Answer, Delete, DeleteItem, Deleted, DeletedItem, Evaluated, On, Refusal, Refused, Stop,
+    access, versions,
 };
 use crate::rows::{Level, Versioning};
 

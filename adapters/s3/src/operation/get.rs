@@ -20,7 +20,13 @@ pub(super) fn get(on: &mut On<'_>, get: &Get) -> Evaluated {
         Ok((_, object)) => Some(object),
         Err(_) => None,
     };
-    if !access::allows(&on.bucket, on.request, Some(&get.key), Level::Read, readable) {
+    if !access::allows(
+        &on.bucket,
+        on.request,
+        Some(&get.key),
+        Level::Read,
+        readable,
+    ) {
         return Err(Refusal::AccessDenied.into());
     }
     let (_, object) = named?;
@@ -31,10 +37,7 @@ pub(super) fn get(on: &mut On<'_>, get: &Get) -> Evaluated {
     let mut found = Found {
         start: range.start,
         end: range.end,
-        partial: get.part != 0
-            || get.first.is_some()
-            || get.last.is_some()
-            || get.suffix.is_some(),
+        partial: get.part != 0 || get.first.is_some() || get.last.is_some() || get.suffix.is_some(),
         versioning: on.bucket.versioning,
         bucket_owner: on.bucket.owner.clone(),
         ..Found::default()
@@ -71,10 +74,7 @@ fn check_read(object: &ObjectRow, conditions: &ReadConditions) -> Result<(), Sto
         versions::names_etag(&conditions.if_none_match, &object.etag)
     };
     if unchanged {
-        return Err(versions::refused_with(
-            Refusal::NotModified,
-            object.clone(),
-        ));
+        return Err(versions::refused_with(Refusal::NotModified, object.clone()));
     }
     Ok(())
 }

@@ -17,7 +17,9 @@ use parking_lot::Mutex;
 use s3s::dto::{BucketLifecycleConfiguration, ExpirationStatus, LifecycleRule};
 use tokio::time::Instant;
 
-use super::{Action, Answer, Empty, Kind, Lifecycle, On, Request, Stop, Who, answer, buckets, versions};
+use super::{
+    Action, Answer, Empty, Kind, Lifecycle, On, Request, Stop, Who, answer, buckets, versions,
+};
 use crate::rows::{
     self, BucketKeys, BucketRow, Level, ObjectRow, Region, UploadRow, Versioning, after,
 };
@@ -141,15 +143,26 @@ pub(super) fn evaluate(
     let mut budget = LOOKED_AT;
     while budget > 0 && at < end {
         let mut first = None;
-        rows.scan(at.clone()..end.clone(), ScanOrder::Ascending, &mut |key, _| {
-            first = Some(Bytes::copy_from_slice(key));
-            false
-        })?;
+        rows.scan(
+            at.clone()..end.clone(),
+            ScanOrder::Ascending,
+            &mut |key, _| {
+                first = Some(Bytes::copy_from_slice(key));
+                false
+            },
+        )?;
         let Some(row_key) = first else {
             return Ok((Answer::Done(Empty {}), None));
         };
+        if let Some(past) = rows::past_executor_rows(&row_key) {
+            at = past;
+            continue;
+        }
         let Some(name) = rows::bucket_of(&row_key).map(str::to_owned) else {
-            return Err(Stop::Rows(RowError::Storage("a damaged S3 row key".into())));
+            let shown = row_key[..row_key.len().min(40)].escape_ascii();
+            return Err(Stop::Rows(RowError::Storage(format!(
+                "a damaged S3 row key {shown}"
+            ))));
         };
         let keys = BucketKeys::new(&name);
         at = match with_rules(rows, &keys)? {
@@ -344,9 +357,10 @@ fn expire_older(
         })?;
         let due = older == 1
             && rules.iter().any(|rule| {
-                rule.expiration.as_ref().is_some_and(|expiration| {
-                    expiration.expired_object_delete_marker == Some(true)
-                }) && speaks_of(rule, &key, None)
+                rule.expiration
+                    .as_ref()
+                    .is_some_and(|expiration| expiration.expired_object_delete_marker == Some(true))
+                    && speaks_of(rule, &key, None)
             });
         if due {
             versions::remove(on, &key, versions::Place::Older, &object)?;
@@ -372,9 +386,7 @@ fn expire_older(
 
 /// When a version stopped being current: when the next newer one was made.
 fn superseded_ms(on: &mut On<'_>, key: &str, object: &ObjectRow) -> Result<u64, Stop> {
-    let own = on
-        .keys
-        .version(key, leadline_kv::Timestamp(object.stamp));
+    let own = on.keys.version(key, leadline_kv::Timestamp(object.stamp));
     let start = on.keys.versions(key).start;
     let mut newer = None;
     on.rows

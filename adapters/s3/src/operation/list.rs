@@ -132,8 +132,10 @@ pub(super) fn objects(on: &mut On<'_>, list: &List) -> Evaluated {
         }
         let keys = on.keys.clone();
         let mut failed = None;
-        on.rows
-            .scan(at..end.clone(), ScanOrder::Ascending, &mut |row_key, row| {
+        on.rows.scan(
+            at..end.clone(),
+            ScanOrder::Ascending,
+            &mut |row_key, row| {
                 let key = keys.object_key(row_key);
                 if !key.starts_with(list.prefix.as_bytes()) {
                     return false;
@@ -158,7 +160,8 @@ pub(super) fn objects(on: &mut On<'_>, list: &List) -> Evaluated {
                         false
                     }
                 }
-            })?;
+            },
+        )?;
         if let Some(error) = failed {
             return Err(error.into());
         }
@@ -169,11 +172,10 @@ pub(super) fn objects(on: &mut On<'_>, list: &List) -> Evaluated {
 /// The first row of a range.
 fn first(on: &mut On<'_>, range: Range<Bytes>) -> Result<Option<(Bytes, Bytes)>, RowError> {
     let mut first = None;
-    on.rows
-        .scan(range, ScanOrder::Ascending, &mut |key, row| {
-            first = Some((Bytes::copy_from_slice(key), row.clone()));
-            false
-        })?;
+    on.rows.scan(range, ScanOrder::Ascending, &mut |key, row| {
+        first = Some((Bytes::copy_from_slice(key), row.clone()));
+        false
+    })?;
     Ok(first)
 }
 
@@ -230,22 +232,28 @@ pub(super) fn versions(on: &mut On<'_>, list: &List) -> Evaluated {
         }
         if !full {
             let range = match told {
-                Some(told) => after(&on.keys.version(&key, Timestamp(told)))..on.keys.versions(&key).end,
+                Some(told) => {
+                    after(&on.keys.version(&key, Timestamp(told)))..on.keys.versions(&key).end
+                }
                 None => on.keys.versions(&key),
             };
             latest &= told.is_none();
             let mut failed = None;
-            on.rows.scan(range, ScanOrder::Ascending, &mut |_, row| match shown(row) {
-                Ok(object) => {
-                    full = !push_version(&mut page, &key, object, latest);
-                    latest = false;
-                    !full
-                }
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            })?;
+            on.rows.scan(
+                range,
+                ScanOrder::Ascending,
+                &mut |_, row| match shown(row) {
+                    Ok(object) => {
+                        full = !push_version(&mut page, &key, object, latest);
+                        latest = false;
+                        !full
+                    }
+                    Err(error) => {
+                        failed = Some(error);
+                        false
+                    }
+                },
+            )?;
             if let Some(error) = failed {
                 return Err(error.into());
             }
@@ -281,8 +289,10 @@ pub(super) fn uploads(on: &mut On<'_>, list: &List) -> Evaluated {
         }
         let keys = on.keys.clone();
         let mut failed = None;
-        on.rows
-            .scan(at..end.clone(), ScanOrder::Ascending, &mut |row_key, row| {
+        on.rows.scan(
+            at..end.clone(),
+            ScanOrder::Ascending,
+            &mut |row_key, row| {
                 let Some((key, upload)) = keys.upload_of(row_key) else {
                     return true;
                 };
@@ -316,7 +326,8 @@ pub(super) fn uploads(on: &mut On<'_>, list: &List) -> Evaluated {
                         false
                     }
                 }
-            })?;
+            },
+        )?;
         if let Some(error) = failed {
             return Err(error.into());
         }

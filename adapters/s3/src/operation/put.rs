@@ -30,12 +30,14 @@ pub(super) fn put(on: &mut On<'_>, put: &Put) -> Evaluated {
                 number: number.into(),
                 size: part.size,
             });
-            on.rows
-                .put(on.keys.part(&data, number), rows::encode(part));
+            on.rows.put(on.keys.part(&data, number), rows::encode(part));
         }
     }
     if object.size != put.parts.iter().map(|part| part.size).sum::<u64>() {
-        return Err(refused(Refusal::InvalidRequest, "the parts are not the whole"));
+        return Err(refused(
+            Refusal::InvalidRequest,
+            "the parts are not the whole",
+        ));
     }
     let stored = versions::install(on, &put.key, current, object)?;
     Ok(found(on, stored))

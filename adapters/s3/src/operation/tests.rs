@@ -111,7 +111,11 @@ impl World {
         };
         match self.run(Action::Get(get))? {
             Answer::Object(found) => {
-                let bytes: Vec<u8> = found.parts.iter().flat_map(|part| part.inline.to_vec()).collect();
+                let bytes: Vec<u8> = found
+                    .parts
+                    .iter()
+                    .flat_map(|part| part.inline.to_vec())
+                    .collect();
                 Ok(String::from_utf8(bytes).unwrap())
             }
             other => panic!("{other:?}"),
@@ -281,7 +285,11 @@ fn a_bucket_with_anything_in_it_cannot_be_deleted() {
     world.put("k", "one");
     assert_eq!(world.run(delete()), Err(Refusal::BucketNotEmpty));
     world.delete("k", "");
-    assert_eq!(world.run(delete()), Err(Refusal::BucketNotEmpty), "versions");
+    assert_eq!(
+        world.run(delete()),
+        Err(Refusal::BucketNotEmpty),
+        "versions"
+    );
     for (version, _, _) in world.versions("k") {
         world.delete("k", &version);
     }
@@ -301,7 +309,10 @@ fn who_may_do_nothing_learns_nothing() {
         })
     };
     let read = "s3:GetObject";
-    assert_eq!(world.run_as(nobody(), read, get("k")), Err(Refusal::AccessDenied));
+    assert_eq!(
+        world.run_as(nobody(), read, get("k")),
+        Err(Refusal::AccessDenied)
+    );
     assert_eq!(
         world.run_as(nobody(), read, get("absent")),
         Err(Refusal::AccessDenied)
@@ -433,9 +444,7 @@ fn an_aborted_upload_leaves_nothing() {
     let before = world.rows.len();
     let upload = world.begin("big");
     world.part(&upload, 1, 5).unwrap();
-    world
-        .run(Action::AbortUpload(upload.name.clone()))
-        .unwrap();
+    world.run(Action::AbortUpload(upload.name.clone())).unwrap();
     assert_eq!(world.rows.len(), before);
     assert_eq!(
         world.run(Action::AbortUpload(upload.name)),
@@ -447,7 +456,10 @@ fn an_aborted_upload_leaves_nothing() {
 fn uploads_are_listed_by_key_and_by_age_within_it() {
     let mut world = World::new();
     let keys = ["b", "a/x", "a/y", "b"];
-    let ids: Vec<_> = keys.iter().map(|key| world.begin(key).name.upload).collect();
+    let ids: Vec<_> = keys
+        .iter()
+        .map(|key| world.begin(key).name.upload)
+        .collect();
     let list = |delimiter: &str, most| List {
         delimiter: delimiter.into(),
         most,
@@ -459,7 +471,12 @@ fn uploads_are_listed_by_key_and_by_age_within_it() {
         let Answer::Listed(listed) = world.run(Action::ListUploads(page.clone())).unwrap() else {
             panic!("not a list")
         };
-        found.extend(listed.entries.iter().map(|entry| (entry.key.clone(), entry.upload_id.clone())));
+        found.extend(
+            listed
+                .entries
+                .iter()
+                .map(|entry| (entry.key.clone(), entry.upload_id.clone())),
+        );
         if !listed.truncated {
             break;
         }
@@ -474,7 +491,11 @@ fn uploads_are_listed_by_key_and_by_age_within_it() {
     let Answer::Listed(listed) = world.run(Action::ListUploads(list("/", 10))).unwrap() else {
         panic!("not a list")
     };
-    let keys: Vec<_> = listed.entries.iter().map(|entry| entry.key.as_str()).collect();
+    let keys: Vec<_> = listed
+        .entries
+        .iter()
+        .map(|entry| entry.key.as_str())
+        .collect();
     assert_eq!(keys, ["a/", "b", "b"]);
 }
 
@@ -625,7 +646,7 @@ fn lifecycle_rules_expire_what_is_due_and_nothing_else() {
         ..Configure::default()
     };
     world.run(Action::Configure(change)).unwrap();
-    let mut pass = |world: &mut World, days: u64| {
+    let pass = |world: &mut World, days: u64| {
         world.now_ms = START_MS + days * 24 * 3600 * 1000 + 60_000;
         world.run(Action::Lifecycle(Lifecycle::default())).unwrap();
     };

@@ -149,6 +149,9 @@ pub(super) fn complete(on: &mut On<'_>, complete: &Complete) -> Evaluated {
     if let Some(conditions) = &complete.conditions {
         versions::check_write(current.as_ref(), conditions)?;
     }
+    if !complete.parts.is_sorted_by(|a, b| a.number < b.number) {
+        return Err(Refusal::InvalidPartOrder.into());
+    }
     let mut stored = stored_parts(on, &upload)?;
     let mut object = row.object.clone().unwrap_or_default();
     object.parts.clear();
@@ -157,13 +160,6 @@ pub(super) fn complete(on: &mut On<'_>, complete: &Complete) -> Evaluated {
     let mut checksums = Vec::with_capacity(complete.parts.len());
     let last = complete.parts.len().saturating_sub(1);
     for (position, wanted) in complete.parts.iter().enumerate() {
-        if object
-            .parts
-            .last()
-            .is_some_and(|before| before.number >= wanted.number)
-        {
-            return Err(Refusal::InvalidPartOrder.into());
-        }
         let part = u16::try_from(wanted.number)
             .ok()
             .and_then(|number| stored.remove(&number))
@@ -185,7 +181,10 @@ pub(super) fn complete(on: &mut On<'_>, complete: &Complete) -> Evaluated {
         checksums.push((known, part.size));
     }
     if object.parts.is_empty() {
-        return Err(refused(Refusal::InvalidRequest, "an upload has at least one part"));
+        return Err(refused(
+            Refusal::InvalidRequest,
+            "an upload has at least one part",
+        ));
     }
     if complete.size.is_some_and(|size| size != object.size) {
         return Err(refused(

@@ -128,11 +128,7 @@ pub(super) fn mark_deleted(
 
 /// Clears the place of the current version for another: keeps it as an older one, or drops it if
 /// it is the `null` version and the next one is, too.
-fn set_aside(
-    on: &mut On<'_>,
-    key: &str,
-    current: Option<ObjectRow>,
-) -> Result<(), RowError> {
+fn set_aside(on: &mut On<'_>, key: &str, current: Option<ObjectRow>) -> Result<(), RowError> {
     match (on.bucket.versioning(), current) {
         (Versioning::Never, None) => Ok(()),
         (Versioning::Never, Some(current)) => {

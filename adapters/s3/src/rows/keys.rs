@@ -25,7 +25,7 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use leadline_kv::Timestamp;
-use leadline_kv::keyspace::{META, S3, bucket_hash, bucket_hash_start};
+use leadline_kv::keyspace::{AREA, META, S3, bucket_hash, bucket_hash_start};
 
 /// Below [`META`]: access keys.
 const ACCESS_KEYS: u8 = 0x20;
@@ -188,7 +188,13 @@ pub(crate) fn bucket_of(row_key: &[u8]) -> Option<&str> {
     std::str::from_utf8(&rest[..end]).ok()
 }
 
-/// The region that a row key belongs to.
+/// Where to go on after a row that is no bucket's: rows that the shard's executor keeps in its range
+/// (remembered requests, locks) lie behind the buckets of its first hash, at a byte that no name has.
+pub(crate) fn past_executor_rows(row_key: &[u8]) -> Option<Bytes> {
+    (row_key.get(3) == Some(&AREA)).then(|| successor(&row_key[..4]))
+}
+
+/// Whether a row is one of [`Region::Data`].
 pub(crate) fn is_data(row_key: &[u8]) -> bool {
     let Some(bucket) = bucket_of(row_key) else {
         return false;
@@ -278,6 +284,12 @@ mod tests {
         assert_eq!(bucket_of(&keys.object("a/b")), Some("bucket"));
         assert!(!keys.all().contains(&other.bucket()));
         assert!(is_data(&keys.part(&[1; 16], 3)) && !is_data(&keys.object("x")));
+        let executor_s = [S3, 0xAA, 0xAA, 0xFF, b'r', 0, 1];
+        assert_eq!(
+            past_executor_rows(&executor_s).unwrap()[..],
+            [S3, 0xAA, 0xAB][..]
+        );
+        assert_eq!(past_executor_rows(&keys.bucket()), None);
         assert_eq!(BucketKeys::part_number(&keys.part(&[1; 16], 9999)), 9999);
     }
 }

@@ -2,8 +2,8 @@
 //! nobody, and one that is absent has its default. Field numbers are never reused.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use leadline_kv::blobs::ChunkRef;
 use leadline_kv::RowError;
+use leadline_kv::blobs::ChunkRef;
 use prost::Message;
 
 /// Reads a row value.

@@ -36,7 +36,12 @@ impl Service {
         }
         let input = request.input;
         let answer = self
-            .on(&asking, "", "s3:ListAllMyBuckets", Action::ListBuckets(Empty {}))
+            .on(
+                &asking,
+                "",
+                "s3:ListAllMyBuckets",
+                Action::ListBuckets(Empty {}),
+            )
             .await?;
         let all = expect_answer!(answer, Buckets).buckets;
         let prefix = input.prefix.clone().unwrap_or_default();
@@ -86,7 +91,10 @@ impl Service {
             ));
         }
         if input.object_lock_enabled_for_bucket == Some(true) {
-            return Err(s3_error!(NotImplemented, "object lock is not implemented (docs/s3.md)"));
+            return Err(s3_error!(
+                NotImplemented,
+                "object lock is not implemented (docs/s3.md)"
+            ));
         }
         let region = input
             .create_bucket_configuration
@@ -96,11 +104,15 @@ impl Service {
             region,
             acl: acl_in(input.acl.as_ref().map(|acl| acl.as_str()))?.into(),
         };
-        self.on(&asking, &input.bucket, "s3:CreateBucket", Action::CreateBucket(create))
-            .await?;
+        self.on(
+            &asking,
+            &input.bucket,
+            "s3:CreateBucket",
+            Action::CreateBucket(create),
+        )
+        .await?;
         Ok(S3Response::new(CreateBucketOutput {
             location: Some(format!("/{}", input.bucket)),
-            ..CreateBucketOutput::default()
         }))
     }
 
@@ -155,10 +167,16 @@ impl Service {
     ) -> S3Result<S3Response<GetBucketLocationOutput>> {
         let asking = Asking::of(&request)?;
         let bucket = self
-            .bucket(&asking, &request.input.bucket, "s3:GetBucketLocation", Level::Read)
+            .bucket(
+                &asking,
+                &request.input.bucket,
+                "s3:GetBucketLocation",
+                Level::Read,
+            )
             .await?;
         // The first region is an absent one.
-        let constraint = Some(bucket.region).filter(|region| !region.is_empty() && region != REGION);
+        let constraint =
+            Some(bucket.region).filter(|region| !region.is_empty() && region != REGION);
         Ok(S3Response::new(GetBucketLocationOutput {
             location_constraint: constraint.map(BucketLocationConstraint::from),
         }))
@@ -170,7 +188,12 @@ impl Service {
     ) -> S3Result<S3Response<GetBucketVersioningOutput>> {
         let asking = Asking::of(&request)?;
         let bucket = self
-            .bucket(&asking, &request.input.bucket, "s3:GetBucketVersioning", Level::Read)
+            .bucket(
+                &asking,
+                &request.input.bucket,
+                "s3:GetBucketVersioning",
+                Level::Read,
+            )
             .await?;
         let status = match bucket.versioning() {
             Versioning::Never => None,
@@ -194,7 +217,10 @@ impl Service {
             .mfa_delete
             .is_some_and(|mfa| mfa.as_str() == MFADelete::ENABLED)
         {
-            return Err(s3_error!(NotImplemented, "MFA delete is not implemented (docs/s3.md)"));
+            return Err(s3_error!(
+                NotImplemented,
+                "MFA delete is not implemented (docs/s3.md)"
+            ));
         }
         let versioning = match wanted.status.as_ref().map(|status| status.as_str()) {
             Some(BucketVersioningStatus::ENABLED) => Versioning::Enabled,
@@ -419,8 +445,14 @@ impl Service {
                 }
             }
         }
-        self.keep(&asking, &input.bucket, "s3:PutBucketCORS", Kind::Cors, Some(&cors))
-            .await?;
+        self.keep(
+            &asking,
+            &input.bucket,
+            "s3:PutBucketCORS",
+            Kind::Cors,
+            Some(&cors),
+        )
+        .await?;
         Ok(S3Response::new(PutBucketCorsOutput::default()))
     }
 
@@ -442,7 +474,13 @@ impl Service {
         let asking = Asking::of(&request)?;
         let bucket = &request.input.bucket;
         let kept: Tagging = self
-            .kept(&asking, bucket, "s3:GetBucketTagging", Kind::Tagging, Asked::Tags)
+            .kept(
+                &asking,
+                bucket,
+                "s3:GetBucketTagging",
+                Kind::Tagging,
+                Asked::Tags,
+            )
             .await?;
         Ok(S3Response::new(GetBucketTaggingOutput {
             tag_set: kept.tag_set,
@@ -457,8 +495,14 @@ impl Service {
         let input = request.input;
         check_bucket_tags(&input.tagging)?;
         let tags = Some(&input.tagging);
-        self.keep(&asking, &input.bucket, "s3:PutBucketTagging", Kind::Tagging, tags)
-            .await?;
+        self.keep(
+            &asking,
+            &input.bucket,
+            "s3:PutBucketTagging",
+            Kind::Tagging,
+            tags,
+        )
+        .await?;
         Ok(no_content(PutBucketTaggingOutput::default()))
     }
 
@@ -543,7 +587,10 @@ fn region_of(bucket: &BucketRow) -> String {
 /// Rules that would do nothing, or something else than they say, are refused.
 fn check_rules(rules: &BucketLifecycleConfiguration) -> S3Result<()> {
     if rules.rules.is_empty() || rules.rules.len() > MOST_RULES {
-        return Err(s3_error!(MalformedXML, "there are 1 to 1000 lifecycle rules"));
+        return Err(s3_error!(
+            MalformedXML,
+            "there are 1 to 1000 lifecycle rules"
+        ));
     }
     for rule in &rules.rules {
         if rule.transitions.is_some() || rule.noncurrent_version_transitions.is_some() {
@@ -563,7 +610,9 @@ fn check_rules(rules: &BucketLifecycleConfiguration) -> S3Result<()> {
             ));
         }
         let days = [
-            rule.expiration.as_ref().and_then(|expiration| expiration.days),
+            rule.expiration
+                .as_ref()
+                .and_then(|expiration| expiration.days),
             rule.noncurrent_version_expiration
                 .as_ref()
                 .and_then(|expiration| expiration.noncurrent_days),
@@ -578,7 +627,10 @@ fn check_rules(rules: &BucketLifecycleConfiguration) -> S3Result<()> {
             || rule.noncurrent_version_expiration.is_some()
             || rule.abort_incomplete_multipart_upload.is_some();
         if !acts {
-            return Err(s3_error!(InvalidRequest, "a lifecycle rule has at least one action"));
+            return Err(s3_error!(
+                InvalidRequest,
+                "a lifecycle rule has at least one action"
+            ));
         }
         if !matches!(
             rule.status.as_str(),

@@ -116,7 +116,9 @@ pub(super) fn acl_of_grants(policy: AccessControlPolicy) -> S3Result<Acl> {
     let mut write_all = false;
     let mut read_authenticated = false;
     for grant in policy.grants.unwrap_or_default() {
-        let Some(grantee) = &grant.grantee else { continue };
+        let Some(grantee) = &grant.grantee else {
+            continue;
+        };
         let permission = grant.permission.as_ref().map_or("", Permission::as_str);
         match (grantee.uri.as_deref(), permission) {
             // The owner's own.
@@ -336,7 +338,10 @@ pub(super) fn announced(
     for ((_, algorithm), value) in HEADERS.into_iter().zip(fields) {
         if let Some(value) = value {
             if announced.value.is_some() {
-                return Err(s3_error!(InvalidRequest, "Expecting a single x-amz-checksum- header"));
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "Expecting a single x-amz-checksum- header"
+                ));
             }
             announced.algorithm = Some(algorithm);
             announced.value = Some(value.clone());
@@ -367,10 +372,7 @@ pub(super) fn announced(
 
 impl Announced {
     /// The value that the client says, once the body is read.
-    pub(super) fn said(
-        &self,
-        trailers: Option<&s3s::TrailingHeaders>,
-    ) -> S3Result<Option<String>> {
+    pub(super) fn said(&self, trailers: Option<&s3s::TrailingHeaders>) -> S3Result<Option<String>> {
         if self.value.is_some() {
             return Ok(self.value.clone());
         }
@@ -471,7 +473,10 @@ mod tests {
     #[test]
     fn tags_come_from_a_query_string_and_are_checked() {
         let tags = tags_of_header(Some("a=1&b%20c=d+e")).unwrap();
-        assert_eq!((tags[1].name.as_str(), tags[1].value.as_str()), ("b c", "d e"));
+        assert_eq!(
+            (tags[1].name.as_str(), tags[1].value.as_str()),
+            ("b c", "d e")
+        );
         assert!(tags_of_header(Some("a=1&a=2")).is_err());
         assert!(tags_of_header(Some("a=%4")).is_err());
     }
@@ -494,6 +499,13 @@ mod tests {
         assert_eq!(found.algorithm, Some(Algorithm::Crc32));
         assert!(found.said(None).is_err(), "it did not come");
         let value = "AAAA".to_owned();
-        assert!(announced(&headers, [Some(&value), Some(&value), None, None, None], None).is_err());
+        assert!(
+            announced(
+                &headers,
+                [Some(&value), Some(&value), None, None, None],
+                None
+            )
+            .is_err()
+        );
     }
 }

@@ -58,7 +58,10 @@ impl Service {
             version_id,
         } = source
         else {
-            return Err(s3_error!(NotImplemented, "access points are not implemented (docs/s3.md)"));
+            return Err(s3_error!(
+                NotImplemented,
+                "access points are not implemented (docs/s3.md)"
+            ));
         };
         let version = version_id.as_deref().unwrap_or_default().to_owned();
         let action = if version.is_empty() {
@@ -203,9 +206,7 @@ impl Service {
             conditions: Some(conditions),
         };
         let act = Action::Put(Box::new(put));
-        let answer = self
-            .on(&asking, &input.bucket, "s3:PutObject", act)
-            .await?;
+        let answer = self.on(&asking, &input.bucket, "s3:PutObject", act).await?;
         let found = *expect_answer!(answer, Object);
         let versioning = found.versioning();
         let stored = found.object.unwrap_or_default();

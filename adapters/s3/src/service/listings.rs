@@ -114,7 +114,11 @@ impl Service {
         Ok(S3Response::new(ListObjectsOutput {
             common_prefixes: prefixes(&listed, write),
             contents: contents(&listed, write, true),
-            delimiter: input.delimiter.as_deref().filter(|d| !d.is_empty()).map(write),
+            delimiter: input
+                .delimiter
+                .as_deref()
+                .filter(|d| !d.is_empty())
+                .map(write),
             encoding_type: input.encoding_type,
             is_truncated: Some(listed.truncated),
             marker: Some(write(input.marker.as_deref().unwrap_or_default())),
@@ -139,7 +143,10 @@ impl Service {
                 .and_then(|bytes| String::from_utf8(bytes).ok())
                 .filter(|key| !key.is_empty())
                 .ok_or_else(|| {
-                    s3_error!(InvalidArgument, "The continuation token provided is incorrect")
+                    s3_error!(
+                        InvalidArgument,
+                        "The continuation token provided is incorrect"
+                    )
                 })?,
             None => input.start_after.clone().unwrap_or_default(),
         };
@@ -157,7 +164,11 @@ impl Service {
             common_prefixes: prefixes(&listed, write),
             contents: contents(&listed, write, input.fetch_owner == Some(true)),
             continuation_token: input.continuation_token,
-            delimiter: input.delimiter.as_deref().filter(|d| !d.is_empty()).map(write),
+            delimiter: input
+                .delimiter
+                .as_deref()
+                .filter(|d| !d.is_empty())
+                .map(write),
             encoding_type: input.encoding_type,
             is_truncated: Some(listed.truncated),
             key_count: i32::try_from(listed.entries.len()).ok(),
@@ -194,7 +205,12 @@ impl Service {
             versions: true,
         };
         let listed = self
-            .page(&asking, &input.bucket, "s3:ListBucketVersions", Action::List(list))
+            .page(
+                &asking,
+                &input.bucket,
+                "s3:ListBucketVersions",
+                Action::List(list),
+            )
             .await?;
         let (mut versions, mut markers) = (Vec::new(), Vec::new());
         for entry in &listed.entries {
@@ -231,7 +247,11 @@ impl Service {
             common_prefixes: prefixes(&listed, write),
             delete_markers: (!markers.is_empty()).then_some(markers),
             versions: (!versions.is_empty()).then_some(versions),
-            delimiter: input.delimiter.as_deref().filter(|d| !d.is_empty()).map(write),
+            delimiter: input
+                .delimiter
+                .as_deref()
+                .filter(|d| !d.is_empty())
+                .map(write),
             encoding_type: input.encoding_type,
             is_truncated: Some(listed.truncated),
             key_marker: Some(write(input.key_marker.as_deref().unwrap_or_default())),
@@ -246,4 +266,3 @@ impl Service {
         }))
     }
 }
-

@@ -84,7 +84,10 @@ impl Service {
         let algorithm = match &input.checksum_algorithm {
             None => Algorithm::None,
             Some(name) => algorithm_named(name.as_str()).ok_or_else(|| {
-                s3_error!(InvalidRequest, "Checksum algorithm provided is unsupported.")
+                s3_error!(
+                    InvalidRequest,
+                    "Checksum algorithm provided is unsupported."
+                )
             })?,
         };
         let composite = match input.checksum_type.as_ref().map(|kind| kind.as_str()) {
@@ -127,9 +130,7 @@ impl Service {
             }),
         };
         let act = Action::CreateUpload(Box::new(create));
-        let answer = self
-            .on(&asking, &input.bucket, "s3:PutObject", act)
-            .await?;
+        let answer = self.on(&asking, &input.bucket, "s3:PutObject", act).await?;
         let name = expect_answer!(answer, Upload);
         Ok(S3Response::new(CreateMultipartUploadOutput {
             bucket: Some(input.bucket),
@@ -163,7 +164,10 @@ impl Service {
         let who = asking.identity.who(bucket);
         let ctx = asking.pace.step().child(fresh);
         let act = Action::PutPart(Box::new(put));
-        let answer = self.store.on(&ctx, who, bucket, "s3:PutObject", act).await?;
+        let answer = self
+            .store
+            .on(&ctx, who, bucket, "s3:PutObject", act)
+            .await?;
         let part = expect_answer!(answer, Parts).parts.pop();
         Ok(part.and_then(|part| part.part).unwrap_or_default())
     }
@@ -211,10 +215,19 @@ impl Service {
         };
         let held = receiver.reserve(length)?;
         let received = receiver
-            .receive(input.body.take(), length, Hashes::new(algorithm, false), held)
+            .receive(
+                input.body.take(),
+                length,
+                Hashes::new(algorithm, false),
+                held,
+            )
             .await?;
         let said = announced.said(trailers.as_ref())?;
-        check_body(&received.hashed, input.content_md5.as_deref(), said.as_deref())?;
+        check_body(
+            &received.hashed,
+            input.content_md5.as_deref(),
+            said.as_deref(),
+        )?;
         let part = PartRow {
             md5: hashes::hex(&received.hashed.md5),
             checksum: checksum_row(algorithm, received.hashed.checksum.clone()),
@@ -291,7 +304,9 @@ impl Service {
         let part = PartRow {
             md5: hashes::hex(&hashed.md5),
             checksum: checksum_row(algorithm, hashed.checksum),
-            ..self.part_of(&asking, &input.bucket, &source.segments).await?
+            ..self
+                .part_of(&asking, &input.bucket, &source.segments)
+                .await?
         };
         let put = PutPart {
             name: Some(name),
@@ -466,7 +481,11 @@ impl Service {
             .collect();
         Ok(S3Response::new(ListMultipartUploadsOutput {
             common_prefixes: prefixes(&listed, write),
-            delimiter: input.delimiter.as_deref().filter(|d| !d.is_empty()).map(write),
+            delimiter: input
+                .delimiter
+                .as_deref()
+                .filter(|d| !d.is_empty())
+                .map(write),
             encoding_type: input.encoding_type,
             is_truncated: Some(listed.truncated),
             key_marker: Some(write(input.key_marker.as_deref().unwrap_or_default())),
@@ -526,7 +545,10 @@ impl Service {
             })
             .collect::<S3Result<Vec<_>>>()?;
         if parts.is_empty() {
-            return Err(s3_error!(MalformedXML, "You must specify at least one part"));
+            return Err(s3_error!(
+                MalformedXML,
+                "You must specify at least one part"
+            ));
         }
         let said = [
             (Algorithm::Crc32, input.checksum_crc32),
@@ -560,9 +582,7 @@ impl Service {
                 .and_then(|size| u64::try_from(size).ok()),
         };
         let act = Action::Complete(complete);
-        let answer = self
-            .on(&asking, &input.bucket, "s3:PutObject", act)
-            .await?;
+        let answer = self.on(&asking, &input.bucket, "s3:PutObject", act).await?;
         let found = *expect_answer!(answer, Object);
         let versioning = found.versioning();
         let stored = found.object.unwrap_or_default();

@@ -5,9 +5,9 @@ use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, StdError, s3_error};
 
 use super::convert::{
-    acl_in, acl_of_grants, announced, check_body, checksum_out, checksum_row,
-    condition, etag, grants, metadata_in, metadata_out, modified, owner, seconds, tags_in,
-    tags_of_header, tags_out, version_out,
+    acl_in, acl_of_grants, announced, check_body, checksum_out, checksum_row, condition, etag,
+    grants, metadata_in, metadata_out, modified, owner, seconds, tags_in, tags_of_header, tags_out,
+    version_out,
 };
 use super::{Asking, Service, expect_answer};
 use crate::body::{Download, INLINE, Receiver, Segment};
@@ -29,7 +29,10 @@ const MOST_DELETED: usize = 1000;
 /// A length from a header.
 pub(super) fn length_of(header: Option<i64>) -> S3Result<Option<u64>> {
     header
-        .map(|length| u64::try_from(length).map_err(|_| s3_error!(InvalidRequest, "a negative Content-Length")))
+        .map(|length| {
+            u64::try_from(length)
+                .map_err(|_| s3_error!(InvalidRequest, "a negative Content-Length"))
+        })
         .transpose()
 }
 
@@ -137,11 +140,14 @@ impl Service {
             .receive(input.body.take(), length, hashing, held)
             .await?;
         let said = announced.said(trailers.as_ref())?;
-        check_body(&received.hashed, input.content_md5.as_deref(), said.as_deref())?;
+        check_body(
+            &received.hashed,
+            input.content_md5.as_deref(),
+            said.as_deref(),
+        )?;
         object.size = received.size;
         object.etag = hashes::hex(&received.hashed.md5);
-        object.checksum =
-            checksum_row(announced.algorithm(), received.hashed.checksum.clone());
+        object.checksum = checksum_row(announced.algorithm(), received.hashed.checksum.clone());
         let put = Put {
             key,
             object: Some(object),
@@ -151,7 +157,10 @@ impl Service {
         let who = asking.identity.who(&bucket);
         let ctx = asking.pace.step().child(received.fresh);
         let act = Action::Put(Box::new(put));
-        let answer = self.store.on(&ctx, who, &bucket, "s3:PutObject", act).await?;
+        let answer = self
+            .store
+            .on(&ctx, who, &bucket, "s3:PutObject", act)
+            .await?;
         let found = *expect_answer!(answer, Object);
         let versioning = found.versioning();
         let stored = found.object.unwrap_or_default();
@@ -319,7 +328,12 @@ impl Service {
             ..Get::default()
         };
         let answer = self
-            .on(&asking, &input.bucket, action_of(&version), Action::Get(get))
+            .on(
+                &asking,
+                &input.bucket,
+                action_of(&version),
+                Action::Get(get),
+            )
             .await?;
         let found = *expect_answer!(answer, Object);
         let versioning = found.versioning();
@@ -328,7 +342,9 @@ impl Service {
             input
                 .object_attributes
                 .iter()
-                .any(|attribute| attribute.as_str() == name)
+                // Clients send them as one header.
+                .flat_map(|attributes| attributes.as_str().split(','))
+                .any(|attribute| attribute.trim() == name)
         };
         let parts = if wants(ObjectAttributes::OBJECT_PARTS) && object.multipart {
             let after = input.part_number_marker.unwrap_or_default();
@@ -423,7 +439,9 @@ impl Service {
             conditions: Some(WriteConditions {
                 if_match: condition(input.if_match.as_ref()),
                 if_none_match: String::new(),
-                if_size: input.if_match_size.and_then(|size| u64::try_from(size).ok()),
+                if_size: input
+                    .if_match_size
+                    .and_then(|size| u64::try_from(size).ok()),
                 if_modified_s: input.if_match_last_modified_time.as_ref().map(seconds),
             }),
         };
@@ -435,7 +453,10 @@ impl Service {
             .pop()
             .unwrap_or_default();
         if let Some(refused) = &item.refused {
-            return Err(crate::error::of_refused(refused, crate::error::Asked::Other));
+            return Err(crate::error::of_refused(
+                refused,
+                crate::error::Asked::Other,
+            ));
         }
         let mut response = S3Response::new(DeleteObjectOutput {
             delete_marker: item.delete_marker.then_some(true),
@@ -453,7 +474,10 @@ impl Service {
         let asking = Asking::of(&request)?;
         let input = request.input;
         if input.delete.objects.is_empty() || input.delete.objects.len() > MOST_DELETED {
-            return Err(s3_error!(MalformedXML, "DeleteObjects takes 1 to 1000 keys"));
+            return Err(s3_error!(
+                MalformedXML,
+                "DeleteObjects takes 1 to 1000 keys"
+            ));
         }
         let quiet = input.delete.quiet.unwrap_or(false);
         let items: Vec<_> = input
@@ -538,7 +562,13 @@ impl Service {
         let input = request.input;
         let version = version_in(input.version_id);
         let found = self
-            .look(&asking, &input.bucket, input.key, version, "s3:GetObjectTagging")
+            .look(
+                &asking,
+                &input.bucket,
+                input.key,
+                version,
+                "s3:GetObjectTagging",
+            )
             .await?;
         let versioning = found.versioning();
         let object = found.object.unwrap_or_default();
@@ -605,7 +635,13 @@ impl Service {
         let input = request.input;
         let version = version_in(input.version_id);
         let found = self
-            .look(&asking, &input.bucket, input.key, version, "s3:GetObjectAcl")
+            .look(
+                &asking,
+                &input.bucket,
+                input.key,
+                version,
+                "s3:GetObjectAcl",
+            )
             .await?;
         let object = found.object.unwrap_or_default();
         Ok(S3Response::new(GetObjectAclOutput {
@@ -630,8 +666,13 @@ impl Service {
             version: version_in(input.version_id),
             acl: acl.into(),
         };
-        self.on(&asking, &input.bucket, "s3:PutObjectAcl", Action::SetAcl(set))
-            .await?;
+        self.on(
+            &asking,
+            &input.bucket,
+            "s3:PutObjectAcl",
+            Action::SetAcl(set),
+        )
+        .await?;
         Ok(S3Response::new(PutObjectAclOutput::default()))
     }
 }
@@ -659,7 +700,10 @@ fn part_in(number: Option<i32>) -> S3Result<u32> {
             .ok()
             .filter(|number| (1..=u32::from(operation::MOST_PARTS)).contains(number))
             .ok_or_else(|| {
-                s3_error!(InvalidArgument, "Part number must be an integer between 1 and 10000")
+                s3_error!(
+                    InvalidArgument,
+                    "Part number must be an integer between 1 and 10000"
+                )
             }),
     }
 }
@@ -807,9 +851,10 @@ pub(super) async fn all_segments(
     segments: impl futures::Stream<Item = Result<Segment, StdError>>,
 ) -> S3Result<Vec<Segment>> {
     use futures::TryStreamExt;
-    segments.try_collect().await.map_err(|source| {
-        S3Error::with_source(S3ErrorCode::InternalError, source)
-    })
+    segments
+        .try_collect()
+        .await
+        .map_err(|source| S3Error::with_source(S3ErrorCode::InternalError, source))
 }
 
 #[cfg(test)]

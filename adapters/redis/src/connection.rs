@@ -32,6 +32,7 @@ use crate::metrics::{self, Metrics};
 use crate::operation::RedisOperation;
 use crate::output::Output;
 use crate::reply::{self, Reply, ReplyError};
+use crate::script::{self, Scripted};
 use crate::session::{Answer, Replies, Session, run_subcommand};
 use crate::slowlog::{self, Entry};
 use crate::spec::{Run, Spec};
@@ -325,15 +326,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.refuse(begun, error);
             return;
         }
-        if let Some(multi) = &mut self.session.multi
-            && !is_done_at_once(spec, &args)
-        {
-            multi.queue(spec, args);
-            self.answer(begun, &Reply::Simple("QUEUED"));
-            return;
+        if self.session.multi.is_some() && !is_done_at_once(spec, &args) {
+            return self.queue_up(begun, spec, args, own);
         }
         match spec.run {
             Run::Rows(_) => self.submit(begun, spec, args, own, ctx),
+            Run::Script(how) => self.script(begun, how, args, own, ctx),
             Run::Blocking(parse) => match self.wait(spec, parse, &args, now, own) {
                 Ok(reply) => {
                     self.blocked = true;
@@ -348,6 +346,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Run::Container(subcommands) => {
                 let answer = run_subcommand(spec.lower, subcommands, &mut self.session, &args);
                 self.answered(begun, answer, own, ctx);
+            }
+        }
+    }
+
+    /// Keeps a command for EXEC.
+    fn queue_up(
+        &mut self,
+        begun: Begun,
+        spec: &'static Spec,
+        args: Vec<Bytes>,
+        own: Option<Duration>,
+    ) {
+        let found = match spec.run {
+            Run::Script(how) => {
+                let ctx = self.session.context(begun.now, own);
+                script::find(&self.session, how, &args, &ctx)
+            }
+            _ => None,
+        };
+        if let Some(multi) = &mut self.session.multi {
+            multi.queue(spec, args);
+        }
+        match found {
+            None => self.answer(begun, &Reply::Simple("QUEUED")),
+            // Its script must be known when EXEC comes.
+            Some(queued) => {
+                self.push(begun, queued, None);
+                self.barrier = !self.queue.is_empty();
             }
         }
     }
@@ -417,6 +443,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     Err(error) => done(&self.session, Err(error)),
                 };
             }
+            Run::Script(how) => {
+                let session = &self.session;
+                let known = script::known(session, how, &args).and_then(|args| {
+                    RedisOperation::from_args(args, session.database, session.resp)
+                });
+                return match known {
+                    Ok(operation) => Part::Run(operation),
+                    Err(error) => done(session, Err(error)),
+                };
+            }
             Run::Blocking(parse) => {
                 let session = &self.session;
                 let tries = parse(&mut Args::new(spec.lower, &args[1..])).and_then(|blocking| {
@@ -477,6 +513,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 };
                 let reply = session.shared.coordinator.submit(ctx, operation.clone());
                 self.push(begun, reply, Some(operation));
+            }
+            Err(error) => self.refuse(begun, error),
+        }
+    }
+
+    /// Has a script run, or finds it first.
+    fn script(
+        &mut self,
+        begun: Begun,
+        how: Scripted,
+        args: Vec<Bytes>,
+        own: Option<Duration>,
+        ctx: &mut Option<Context>,
+    ) {
+        let session = &self.session;
+        let started = match own {
+            Some(_) => script::begin(session, how, &args, &session.context(begun.now, own)),
+            None => {
+                let ctx = ctx.get_or_insert_with(|| session.context(begun.now, None));
+                script::begin(session, how, &args, ctx)
+            }
+        };
+        match started {
+            Ok(script::Begun::Run(args)) => match commands::find(script::RUN.as_bytes()) {
+                Some(spec) => self.submit(begun, spec, args, own, ctx),
+                None => self.refuse(begun, commands::unknown(&args)),
+            },
+            Ok(script::Begun::Reply(reply)) => self.push(begun, reply, None),
+            Ok(script::Begun::Waits(reply)) => {
+                self.push(begun, reply, None);
+                self.barrier = !self.queue.is_empty();
             }
             Err(error) => self.refuse(begun, error),
         }

@@ -28,6 +28,7 @@ mod operation;
 mod output;
 mod reply;
 mod rows;
+mod script;
 mod server;
 mod session;
 mod slowlog;

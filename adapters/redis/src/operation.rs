@@ -10,6 +10,7 @@ use crate::commands;
 use crate::exec::{self, ExecOperation};
 use crate::reply::{self, Reply, ReplyError, Resp};
 use crate::rows::{Db, first_row_key, is_first_row, slot_prefix};
+use crate::script;
 use crate::spec::{Command, Keys, Run, Spec};
 
 /// The format that [`RedisOperation::encode`] writes.
@@ -138,7 +139,7 @@ pub(crate) fn key_positions(keys: Keys, args: &[Bytes]) -> Result<Vec<usize>, Re
         }
     };
     match keys {
-        Keys::None | Keys::EveryShard | Keys::ScanCursor(_) => Ok(Vec::new()),
+        Keys::None | Keys::EveryShard | Keys::Beside | Keys::ScanCursor(_) => Ok(Vec::new()),
         Keys::At(position) => within(position..position + 1),
         Keys::Range { first, last } => within(first..last + 1),
         Keys::Every {
@@ -165,6 +166,7 @@ fn route_keys(keys: Keys, args: &[Bytes], database: u8) -> Result<RouteKeys, Rep
     let row_key = |position: usize| first_row_key(database, args.get(position).map_or(b"", |a| a));
     Ok(match keys {
         Keys::At(position) if position < args.len() => RouteKeys::One([row_key(position)]),
+        Keys::Beside => RouteKeys::One([script::stored_place()]),
         Keys::ScanCursor(position) => {
             let cursor = args.get(position).map_or(b"".as_slice(), |text| text);
             let slot = commands::scan_cursor_slot(cursor)?;

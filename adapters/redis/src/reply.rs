@@ -17,9 +17,13 @@ pub(crate) enum Resp {
 pub(crate) enum Reply {
     /// `+OK` and other fixed words.
     Simple(&'static str),
+    /// As `Simple`, in words of a script; without line breaks.
+    Status(Bytes),
     /// A bulk string; binary safe.
     Bulk(Bytes),
     Integer(i64),
+    /// Decimal digits of any length; a bulk string in RESP2.
+    BigNumber(Bytes),
     Double(f64),
     Boolean(bool),
     /// Absent: `_` in RESP3, a null bulk string in RESP2.
@@ -108,6 +112,11 @@ impl ReplyError {
 pub(crate) fn encode(reply: &Reply, resp: Resp, out: &mut BytesMut) {
     match reply {
         Reply::Simple(word) => line(out, b'+', word.as_bytes()),
+        Reply::Status(text) => line(out, b'+', text),
+        Reply::BigNumber(digits) => match resp {
+            Resp::V3 => line(out, b'(', digits),
+            Resp::V2 => bulk(out, b'$', digits),
+        },
         Reply::Error(text) => error_line(out, text),
         Reply::Integer(number) => integer_line(out, b':', *number),
         Reply::Bulk(bytes) => bulk(out, b'$', bytes),

@@ -25,6 +25,7 @@ use crate::config::{RedisConfig, Settings};
 use crate::connection::{Connection, End};
 use crate::info::NodeFacts;
 use crate::metrics::{self, Metrics, Shown};
+use crate::script::Known;
 use crate::session::Session;
 use crate::slowlog::SlowLog;
 
@@ -88,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) clients: Clients,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) slowlog: SlowLog,
+    pub(crate) scripts: Known,
     pub(crate) memory: Memory,
     is_paused: AtomicBool,
     pause: Mutex<Option<Pause>>,
@@ -196,6 +198,7 @@ impl RedisServer {
                 clients: Clients::default(),
                 metrics,
                 slowlog: SlowLog::default(),
+                scripts: Known::default(),
                 memory: Memory {
                     used: AtomicUsize::new(0),
                     limit: config.memory_limit,

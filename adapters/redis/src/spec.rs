@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::args::Args;
 use crate::reply::{Reply, ReplyError};
 use crate::rows::Db;
+use crate::script::Scripted;
 use crate::session::{Answer, Session};
 
 /// How many arguments, the command's name included.
@@ -54,6 +55,8 @@ pub(crate) enum Keys {
     DestinationCounted { destination: usize, count: usize },
     /// No key, but rows of every shard (DBSIZE, FLUSHALL).
     EveryShard,
+    /// No key, but rows beside all slots: scripts and libraries.
+    Beside,
     /// The slot that a SCAN cursor at this position names.
     ScanCursor(usize),
 }
@@ -94,6 +97,8 @@ pub(crate) enum Run {
     Rows(fn(&mut Args<'_>) -> Result<Box<dyn Command>, ReplyError>),
     /// As attempts that may have to wait; see [`Blocking`].
     Blocking(fn(&mut Args<'_>) -> Result<Blocking, ReplyError>),
+    /// By the connection, which finds the script and has it run over rows.
+    Script(Scripted),
     /// By the connection itself.
     Connection(ConnectionCommand),
     /// By the connection, according to the second word.
@@ -221,6 +226,29 @@ impl Spec {
             flags,
             category,
             run: Run::Blocking(parse),
+        }
+    }
+
+    /// A command that runs Lua.
+    pub(crate) const fn script(
+        name: &'static str,
+        lower: &'static str,
+        arity: Arity,
+        keys: Keys,
+        how: Scripted,
+    ) -> Self {
+        let flags = Flags {
+            write: !how.is_read_only(),
+            ..Flags::NONE
+        };
+        Self {
+            name,
+            lower,
+            arity,
+            keys,
+            flags,
+            category: "scripting",
+            run: Run::Script(how),
         }
     }
 

@@ -118,7 +118,7 @@ fn words(words: impl IntoIterator<Item = &'static str>) -> Reply {
 }
 
 fn flags(spec: &Spec) -> Vec<&'static str> {
-    let over_rows = matches!(spec.run, Run::Rows(_) | Run::Blocking(_));
+    let over_rows = matches!(spec.run, Run::Rows(_) | Run::Blocking(_) | Run::Script(_));
     [
         (spec.flags.write, "write"),
         (over_rows && !spec.flags.write, "readonly"),
@@ -142,7 +142,7 @@ fn flags(spec: &Spec) -> Vec<&'static str> {
 
 /// ACL categories with their `@`.
 fn categories(spec: &Spec) -> Vec<String> {
-    let over_rows = matches!(spec.run, Run::Rows(_) | Run::Blocking(_));
+    let over_rows = matches!(spec.run, Run::Rows(_) | Run::Blocking(_) | Run::Script(_));
     let group = match spec.category {
         "generic" => "keyspace",
         "sorted-set" | "sorted_set" => "sortedset",
@@ -170,7 +170,9 @@ fn categories(spec: &Spec) -> Vec<String> {
 fn key_range(keys: Keys) -> (i64, i64, i64) {
     let number = |position: usize| i64::try_from(position).unwrap_or(0);
     match keys {
-        Keys::None | Keys::EveryShard | Keys::ScanCursor(_) | Keys::Counted(_) => (0, 0, 0),
+        Keys::None | Keys::Beside | Keys::EveryShard | Keys::ScanCursor(_) | Keys::Counted(_) => {
+            (0, 0, 0)
+        }
         Keys::At(position) => (number(position), number(position), 1),
         Keys::Range { first, last } => (number(first), number(last), 1),
         Keys::Every {
@@ -232,7 +234,7 @@ fn key_specs(spec: &Spec) -> Vec<Reply> {
         )
     };
     match spec.keys {
-        Keys::None | Keys::EveryShard | Keys::ScanCursor(_) => Vec::new(),
+        Keys::None | Keys::Beside | Keys::EveryShard | Keys::ScanCursor(_) => Vec::new(),
         Keys::At(position) => vec![range(position, 0, 1)],
         Keys::Range { first, last } => vec![range(
             first,
@@ -264,7 +266,7 @@ fn row(spec: &'static Spec) -> Reply {
         .collect();
     let subcommands = match spec.run {
         Run::Container(subcommands) => subcommands.iter().map(|sub| sub_row(spec, sub)).collect(),
-        Run::Rows(_) | Run::Blocking(_) | Run::Connection(_) => Vec::new(),
+        Run::Rows(_) | Run::Blocking(_) | Run::Script(_) | Run::Connection(_) => Vec::new(),
     };
     Reply::Array(vec![
         text(spec.lower),

@@ -27,6 +27,7 @@ use leadline_kv::keyspace::SLOTS;
 use crate::args::parse_integer;
 use crate::reply::{Reply, ReplyError};
 use crate::rows::SCAN_POSITION_BITS;
+use crate::script;
 use crate::spec::{Command, Spec};
 
 pub use sweep::sweeps;
@@ -45,6 +46,8 @@ const FAMILIES: &[&[Spec]] = &[
     lcs::SPECS,
     lists::SPECS,
     scan::SPECS,
+    script::SPECS,
+    script::INTERNAL,
     server::SPECS,
     sets::SPECS,
     strings::SPECS,
@@ -132,7 +135,7 @@ pub(crate) fn scan_cursor_slot(cursor: &[u8]) -> Result<u16, ReplyError> {
 }
 
 /// A parsed command, as a spec's `parse` gives it.
-fn boxed(command: impl Command) -> Result<Box<dyn Command>, ReplyError> {
+pub(crate) fn boxed(command: impl Command) -> Result<Box<dyn Command>, ReplyError> {
     Ok(Box::new(command))
 }
 

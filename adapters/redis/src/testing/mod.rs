@@ -8,6 +8,7 @@ mod collections;
 mod dice;
 mod hashes;
 mod oracle;
+mod scripts;
 mod shards;
 mod strings_and_keys;
 

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::replicated::{Inner, ReplicatedBlobs};
-use super::{ChunkRef, GRACE};
+use super::{BlobError, ChunkRef, GRACE};
 
 const TICK: Duration = Duration::from_secs(1);
 /// A walk is followed by a rest of so many times its length, at least: walks take 2 % of a core.
@@ -187,25 +187,23 @@ impl Upkeep {
             "fetching chunks that this disk lacks"
         );
         let pace = &Pace::new(REPAIR_RATE);
-        let fetched = futures::stream::iter(missing)
+        let outcomes: Vec<_> = futures::stream::iter(missing)
             .map(|(near, chunk)| async move {
                 pace.spend(u64::from(chunk.len)).await;
                 let ctx = Context::with_timeout(REPAIR);
-                match self.inner.get(&ctx, &near, chunk).await {
-                    Ok(_) => true,
-                    Err(super::BlobError::Missing(_)) => {
-                        tracing::error!(%chunk, "a row names a chunk that no replica has");
-                        false
-                    }
-                    Err(error) => {
-                        tracing::debug!(%chunk, %error, "a missing chunk was not fetched");
-                        false
-                    }
-                }
+                self.inner.get(&ctx, &near, chunk).await.map(drop)
             })
             .buffer_unordered(REPAIRS)
-            .filter(|&fetched| std::future::ready(fetched));
-        fetched.count().await
+            .collect()
+            .await;
+        let lost = outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome, Err(BlobError::Missing(_))));
+        let lost = lost.count();
+        if lost > 0 {
+            tracing::error!(chunks = lost, "rows name chunks that no replica has");
+        }
+        outcomes.iter().filter(|outcome| outcome.is_ok()).count()
     }
 
     /// Moves what is needed out of sparse segments, and gives them up.

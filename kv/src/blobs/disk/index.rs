@@ -124,3 +124,30 @@ impl Index {
         self.chunks.write().reserve(chunks);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Invariant 2, at its narrowest: refreshed after it was listed, before it is removed.
+    #[test]
+    fn a_chunk_refreshed_after_it_was_found_old_stays() {
+        let index = Index::default();
+        let at = Location {
+            segment: 1,
+            offset: 4096,
+            len: 1,
+            crc: 0,
+        };
+        let (used, unused) = (ChunkHash([1; 32]), ChunkHash([2; 32]));
+        index.insert(used, at, 0);
+        index.insert(unused, at, 0);
+        let mut old = index.older_than(5);
+        old.sort_unstable();
+        assert_eq!(old, [used, unused]);
+        assert!(index.refresh(&used, 7).is_some());
+        assert_eq!(index.remove_if_older(&used, 5), None);
+        assert_eq!(index.remove_if_older(&unused, 5), Some(at));
+        assert_eq!(index.len(), 1);
+    }
+}

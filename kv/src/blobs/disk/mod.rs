@@ -170,12 +170,19 @@ impl ChunkStore {
             found,
             writer: Mutex::new(Some(writer)),
         });
-        store
-            .write_again(&recovered.unsure)
-            .map_err(|error| OpenStoreError::Io {
-                path: dir.to_owned(),
-                source: io::Error::other(error),
-            })?;
+        let io = |source| OpenStoreError::Io {
+            path: dir.to_owned(),
+            source,
+        };
+        let again = store.write_again(&recovered.unsure);
+        if again.map_err(|error| io(io::Error::other(error)))? {
+            for sealed in &recovered.unsealed {
+                let segments = &store.shared.segments;
+                segments
+                    .write_hint(sealed.head, sealed.end, &sealed.records)
+                    .map_err(io)?;
+            }
+        }
         let stats = store.stats();
         if stats.segments > 0 {
             tracing::info!(
@@ -444,8 +451,8 @@ impl ChunkStore {
         let _ = op.done.send(Err(error));
     }
 
-    /// Writes chunks anew that may be in the page cache only.
-    fn write_again(&self, unsure: &[(ChunkHash, Location)]) -> Result<(), DiskError> {
+    /// Writes chunks anew that may be in the page cache only; false if the disk has no room.
+    fn write_again(&self, unsure: &[(ChunkHash, Location)]) -> Result<bool, DiskError> {
         for &(hash, at) in unsure {
             if self.shared.index.get(&hash) != Some(at) {
                 continue;
@@ -457,12 +464,12 @@ impl ChunkStore {
                         why,
                         "the last chunks before the stop were not written again"
                     );
-                    return Ok(());
+                    return Ok(false);
                 }
                 other => other?,
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

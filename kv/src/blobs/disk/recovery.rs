@@ -1,10 +1,15 @@
 //! Opening: what the segments hold, by their hints, or by walking them.
 //!
-//! The segment that was written last has no hint after a crash, and is read whole. Records that end
-//! in something unreadable are a *torn tail* if no later write follows: that write was never synced,
-//! nobody was told of it, and it is cut off. If a later write follows, what lies between was synced
-//! once and is *damage*: those chunks are gone from this node, are reported, and come back from its
-//! peers. Nothing is ever appended to a segment found at open, so nothing torn is built upon.
+//! A segment with a hint is durable to its end. One without, as the last is after a crash, is read
+//! whole. Records that end in something unreadable are a *torn tail* if no later write follows: that
+//! write was never synced, nobody was told of it, and it is cut off. If a later write follows, what
+//! lies between was synced once and is *damage*: those chunks are gone from this node, are reported,
+//! and come back from its peers. Nothing is ever appended to a segment found at open, so nothing torn
+//! is built upon.
+//!
+//! What can be read may be in the page cache only: a process that is killed leaves writes behind that
+//! nobody synced, and after a failed sync Linux takes them for clean. So the last write of a segment
+//! without a hint is written once more, and only then it gets its hint.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -52,7 +57,16 @@ pub(super) struct Recovered {
     /// Chunks of the last write before a crash: they can be read, and may have been read from the
     /// page cache only. They are written once more before anybody relies on them.
     pub(super) unsure: Vec<(ChunkHash, Location)>,
+    /// The segments without hints. They get theirs after the above.
+    pub(super) unsealed: Vec<Sealed>,
     pub(super) found: Found,
+}
+
+/// A segment's hint to be.
+pub(super) struct Sealed {
+    pub(super) head: SegmentHead,
+    pub(super) end: u64,
+    pub(super) records: Vec<(ChunkHash, Location)>,
 }
 
 pub(super) fn recover(dir: &Path, files: Arc<dyn Files>) -> Result<Recovered, OpenStoreError> {
@@ -78,6 +92,7 @@ pub(super) fn recover(dir: &Path, files: Arc<dyn Files>) -> Result<Recovered, Op
         index: Index::default(),
         next_number: last.map_or(1, |last| last + 1),
         unsure: Vec::new(),
+        unsealed: Vec::new(),
         found: Found::default(),
     };
     for number in numbers {
@@ -120,8 +135,16 @@ impl Recovered {
             }
         };
         let hint = self.segments.read_hint(head);
-        let (end, records) = match hint.filter(|&(end, _)| end <= size.next_multiple_of(ALIGN)) {
-            Some(hint) => hint,
+        let (end, records) = match hint {
+            Some((end, records)) if end <= size.next_multiple_of(ALIGN) => (end, records),
+            Some(_) => {
+                tracing::error!(
+                    segment = %self.segments.path(number).display(),
+                    "a blob segment has lost its end: what is missing is fetched from peers"
+                );
+                self.found.damaged += 1;
+                self.walk(&*file, head, size, last)?
+            }
             None => self.walk(&*file, head, size, last)?,
         };
         if records.is_empty() && last {
@@ -149,7 +172,7 @@ impl Recovered {
         size: u64,
         last: bool,
     ) -> Result<(u64, Vec<(ChunkHash, Location)>), Unreadable> {
-        let walked = walk(file, head, size, last)?;
+        let walked = walk(file, head, size)?;
         if walked.damaged > 0 {
             tracing::error!(
                 segment = %self.segments.path(head.number).display(),
@@ -158,16 +181,18 @@ impl Recovered {
             );
             self.found.damaged += walked.damaged;
         }
-        if last {
-            if walked.end < size {
-                self.found.torn = walked.torn;
-                file.set_size(walked.end)?;
-            }
-            file.sync()?;
-            self.unsure = walked.records[walked.last_write..].to_vec();
+        if walked.end < size {
+            self.found.torn |= last;
+            file.set_size(walked.end)?;
         }
-        self.segments
-            .write_hint(head, walked.end, &walked.records)?;
+        file.sync()?;
+        self.unsure
+            .extend_from_slice(&walked.records[walked.last_write..]);
+        self.unsealed.push(Sealed {
+            head,
+            end: walked.end,
+            records: walked.records.clone(),
+        });
         Ok((walked.end, walked.records))
     }
 }
@@ -179,11 +204,10 @@ struct Walked {
     last_write: usize,
     end: u64,
     damaged: u64,
-    torn: bool,
 }
 
-/// Reads the headers of a segment, and with `whole` every byte.
-fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64, whole: bool) -> io::Result<Walked> {
+/// Reads a segment, every byte of it.
+fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64) -> io::Result<Walked> {
     let mut walked = Walked {
         end: DATA_START,
         ..Walked::default()
@@ -191,13 +215,11 @@ fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64, whole: bool) -> io::R
     let mut offset = DATA_START;
     // After something unreadable: what follows counts once a later write is found.
     let mut doubtful: Option<Vec<(ChunkHash, Location)>> = None;
-    // It began with a header whose bytes are not all there.
-    let mut cut = false;
     while offset + RECORD_HEADER as u64 <= size {
         let header = RecordHeader::decode(&file.read_at(RECORD_HEADER, offset)?, head.seed, offset);
         let at = header.map(|header| header.at(head.number, offset));
         let good = match at {
-            Some(at) => is_whole(file, at, size, whole)?,
+            Some(at) => is_whole(file, at, size)?,
             None => false,
         };
         if let (Some(header), Some(at), true) = (header, at, good) {
@@ -219,38 +241,20 @@ fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64, whole: bool) -> io::R
             }
             continue;
         }
-        if doubtful.is_none() {
-            doubtful = Some(Vec::new());
-            cut = at.is_some();
-        }
+        doubtful.get_or_insert_default();
         let from = at.map_or(offset + ALIGN, |at| offset + at.stride());
         match find_record(file, head, from, size)? {
             Some(found) => offset = found,
             None => break,
         }
     }
-    if let Some(records) = doubtful {
-        if whole {
-            // No write follows: the last one was not synced, or the rest was never written to.
-            let len = (SEARCH as u64).min(size - walked.end) as usize;
-            let rest = file.read_at(len, walked.end)?;
-            walked.torn = rest.iter().any(|&byte| byte != 0);
-        } else if cut || !records.is_empty() {
-            // A sealed segment was synced to its end.
-            walked.damaged += 1;
-            walked.end = offset.min(size.next_multiple_of(ALIGN));
-            walked.records.extend(records);
-        }
-    }
+    // What is doubtful still was not followed by a write: it was never synced.
     Ok(walked)
 }
 
-fn is_whole(file: &dyn BlobFile, at: Location, size: u64, read: bool) -> io::Result<bool> {
+fn is_whole(file: &dyn BlobFile, at: Location, size: u64) -> io::Result<bool> {
     if at.payload_offset() + u64::from(at.len) > size {
         return Ok(false);
-    }
-    if !read {
-        return Ok(true);
     }
     match file.read_at(at.len as usize, at.payload_offset()) {
         Ok(bytes) => Ok(crc32c::crc32c(&bytes) == at.crc),

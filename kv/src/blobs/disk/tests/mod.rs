@@ -11,6 +11,8 @@ use bytes::Bytes;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use leadline_raft::Context;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use tokio::runtime::Runtime;
 
 use self::sim::Disk;
@@ -218,6 +220,42 @@ fn a_failed_sync_stops_the_store_for_good_and_says_why() {
     assert!(store.failed().borrow().is_some());
     assert_eq!(store.read(chunk(1).0), Some(chunk(1).1));
     assert!(!store.contains(chunk(2).0));
+}
+
+/// After a failed sync the page cache shows what the disk does not have, and a sync says nothing.
+#[test]
+fn what_a_failed_sync_left_is_written_again_before_anybody_relies_on_it() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    write(&rt, &store, 1).unwrap();
+    disk.fail_syncs(true);
+    write(&rt, &store, 2).unwrap_err();
+    store.close();
+    disk.fail_syncs(false);
+
+    // Killed while it opens, at every step; then it opens, and the chunk is there.
+    let mut steps = 0;
+    let store = loop {
+        disk.kill_after(steps);
+        match try_open(&disk) {
+            Ok(store) if !disk.is_dead() => break store,
+            // Dead: it took the kill for a full disk.
+            Ok(store) => store.close(),
+            Err(_) => {}
+        }
+        disk.restart();
+        steps += 1;
+    };
+    disk.restart();
+    assert!(steps > 3, "{steps}");
+    assert_eq!(store.read(chunk(2).0), Some(chunk(2).1));
+    disk.kill_after(0);
+    store.close();
+    disk.lose_power(&mut StdRng::seed_from_u64(7));
+    let store = open(&disk);
+    for i in [1, 2] {
+        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1), "{i}");
+    }
 }
 
 #[test]

@@ -298,13 +298,19 @@ impl BlobFile for OpenFile {
         if !state.step()? {
             return Err(killed());
         }
-        if state.fail_sync {
+        let failed = state.fail_sync;
+        state.syncs += u64::from(!failed);
+        let inode = &mut state.inodes[self.1];
+        let dirty = std::mem::take(&mut inode.dirty);
+        if failed {
+            // As Linux does it: what was not written counts as clean from now on.
             return Err(io::Error::from_raw_os_error(5));
         }
-        state.syncs += 1;
-        let inode = &mut state.inodes[self.1];
-        inode.durable = inode.now.clone();
-        inode.dirty.clear();
+        inode.durable.resize(inode.now.len(), 0);
+        for (offset, bytes) in dirty {
+            let kept = bytes.len().min(inode.now.len().saturating_sub(offset));
+            inode.durable[offset..offset + kept].copy_from_slice(&bytes[..kept]);
+        }
         Ok(())
     }
 }

@@ -72,9 +72,12 @@ class Lock(threading.Thread):
         self.s3, self.number, self.locks, self.won, self.maybe = s3, number, locks, won, maybe
 
     def run(self):
+        began = time.monotonic()
         for lock in range(self.locks):
+            # All want each lock at once, and the locks are spread over the kills.
+            time.sleep(max(0, began + lock * SECONDS / self.locks - time.monotonic()))
             name = f"locks/{lock}"
-            put = lambda: self.s3.put_object(Bucket="b", Key=name, Body=str(self.number).encode(), IfNoneMatch="*")
+            put = lambda: self.s3.put_object(Bucket="faults", Key=name, Body=str(self.number).encode(), IfNoneMatch="*")
             heard = outcome(put)
             if heard == "ok":
                 self.won[lock].append(self.number)
@@ -103,19 +106,19 @@ class Writer(threading.Thread):
                 self.look(key)
 
     def whole(self, s3, key, data):
-        return outcome(lambda: s3.put_object(Bucket="b", Key=key, Body=data))
+        return outcome(lambda: s3.put_object(Bucket="faults", Key=key, Body=data))
 
     def in_parts(self, s3, key, data):
         def upload():
-            name = s3.create_multipart_upload(Bucket="b", Key=key)["UploadId"]
+            name = s3.create_multipart_upload(Bucket="faults", Key=key)["UploadId"]
             parts = []
             pieces = [filled(data), data]
             for number, piece in enumerate(pieces, 1):
                 etag = random.choice(self.clients).upload_part(
-                    Bucket="b", Key=key, UploadId=name, PartNumber=number, Body=piece
+                    Bucket="faults", Key=key, UploadId=name, PartNumber=number, Body=piece
                 )["ETag"]
                 parts.append({"PartNumber": number, "ETag": etag})
-            s3.complete_multipart_upload(Bucket="b", Key=key, UploadId=name, MultipartUpload={"Parts": parts})
+            s3.complete_multipart_upload(Bucket="faults", Key=key, UploadId=name, MultipartUpload={"Parts": parts})
 
         heard = outcome(upload)
         if heard == "ok":
@@ -127,10 +130,10 @@ class Writer(threading.Thread):
         """What was acknowledged is listed and whole, at any node, at once."""
         s3 = random.choice(self.clients)
         try:
-            listed = [item["Key"] for item in s3.list_objects_v2(Bucket="b", Prefix=key).get("Contents", [])]
+            listed = [item["Key"] for item in s3.list_objects_v2(Bucket="faults", Prefix=key).get("Contents", [])]
             if listed != [key]:
                 self.wrong.append(f"{key} is not listed")
-            read = s3.get_object(Bucket="b", Key=key)["Body"].read()
+            read = s3.get_object(Bucket="faults", Key=key)["Body"].read()
             if hashlib.md5(read).hexdigest() != self.kept[key]:
                 self.wrong.append(f"{key} reads as something else")
         except ClientError as error:
@@ -144,7 +147,7 @@ def run(checks):
     nodes = three_nodes()
     key = new_key(nodes[0], "--admin")
     clients = [client(node, key, attempts=4) for node in nodes]
-    clients[0].create_bucket(Bucket="b")
+    clients[0].create_bucket(Bucket="faults")
     end = time.monotonic() + SECONDS
     locks = 12
     won, maybe = [[] for _ in range(locks)], [[] for _ in range(locks)]
@@ -162,7 +165,7 @@ def run(checks):
     checks.that(f"leaders were killed ({killer.kills} times)", killer.kills >= 3)
     s3 = client(nodes[0], key)
     for lock in range(locks):
-        holder = int(s3.get_object(Bucket="b", Key=f"locks/{lock}")["Body"].read())
+        holder = int(s3.get_object(Bucket="faults", Key=f"locks/{lock}")["Body"].read())
         winners = won[lock]
         exact = len(winners) <= 1 and (winners == [holder] if winners else holder in maybe[lock])
         if not exact:
@@ -173,11 +176,11 @@ def run(checks):
     checks.equal("what was acknowledged was listed and whole at once", wrong, [])
     kept = {key: md5 for writer in writers for key, md5 in writer.kept.items()}
     listed = set()
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket="b", Prefix="w"):
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket="faults", Prefix="w"):
         listed.update(item["Key"] for item in page.get("Contents", []))
     checks.equal(f"all {len(kept)} acknowledged objects are listed in the end", sorted(set(kept) - listed), [])
     damaged = [
-        name for name, md5 in kept.items() if hashlib.md5(s3.get_object(Bucket="b", Key=name)["Body"].read()).hexdigest() != md5
+        name for name, md5 in kept.items() if hashlib.md5(s3.get_object(Bucket="faults", Key=name)["Body"].read()).hexdigest() != md5
     ]
     checks.equal("and whole", damaged, [])
     checks.that("there were some", len(kept) >= 20, len(kept))

@@ -26,7 +26,9 @@ class Tool:
     """A command line tool with its own settings."""
 
     def __init__(self, command, environment):
-        self.command, self.environment = command, {**os.environ, **environment}
+        # What whoever calls has set for AWS is not for this server.
+        others = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        self.command, self.environment = command, {**others, **environment}
 
     def __call__(self, *arguments, check=True):
         command = [*self.command, *map(str, arguments)]
@@ -89,7 +91,7 @@ def s3cmd_tool(checks, node, key, tree, large):
     settings = home / "s3cfg"
     settings.write_text(
         f"[default]\naccess_key = {key[0]}\nsecret_key = {key[1]}\nhost_base = 127.0.0.1:{node.s3}\n"
-        f"host_bucket = 127.0.0.1:{node.s3}\nuse_https = False\nsignature_v2 = False\n"
+        f"host_bucket = 127.0.0.1:{node.s3}\nuse_https = False\nbucket_location = us-east-1\n"
     )
     s3cmd = Tool([tool("s3cmd"), "-c", str(settings), "--no-progress"], {})
     s3cmd("mb", "s3://s3cmd-bucket")

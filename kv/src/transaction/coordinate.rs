@@ -95,6 +95,8 @@ pub(crate) struct TransactionCoordinator<N> {
     unsettled: Mutex<HashMap<RequestId, Unsettled>>,
     #[cfg(test)]
     pub(super) dies: Mutex<Option<Point>>,
+    #[cfg(test)]
+    pub(super) skips_validation: std::sync::atomic::AtomicBool,
 }
 
 /// An attempt whose *decide* was not answered.
@@ -122,7 +124,7 @@ struct Plan {
 
 /// How an attempt ended.
 #[derive(Debug)]
-enum Attempted {
+pub(super) enum Attempted {
     Done(Bytes),
     /// Known to be aborted; worth another.
     Conflict,
@@ -159,6 +161,8 @@ impl<N: Network> TransactionCoordinator<N> {
             unsettled: Mutex::default(),
             #[cfg(test)]
             dies: Mutex::new(None),
+            #[cfg(test)]
+            skips_validation: std::sync::atomic::AtomicBool::new(false),
         })
     }
 
@@ -224,7 +228,7 @@ impl<N: Network> TransactionCoordinator<N> {
         }
     }
 
-    async fn attempt(
+    pub(super) async fn attempt(
         self: &Arc<Self>,
         ctx: &Context,
         operation: &Arc<dyn Operation>,
@@ -695,6 +699,10 @@ impl<N: Network> TransactionCoordinator<N> {
     }
 
     async fn validate(&self, ctx: &Context, plan: &Plan) -> Result<bool, KvError> {
+        #[cfg(test)]
+        if self.skips_validation.load(Ordering::SeqCst) {
+            return Ok(true);
+        }
         if mutations::active(Mutation::NoValidate) {
             return Ok(true);
         }
@@ -853,7 +861,7 @@ impl<N: Network> TransactionCoordinator<N> {
         }
     }
 
-    async fn resolve_one(&self, doubt: Doubt) {
+    pub(super) async fn resolve_one(&self, doubt: Doubt) {
         self.metrics.resolved.inc();
         // Each has its own deadline; the executor asks again if it was not enough.
         let ctx = Context::fallback();

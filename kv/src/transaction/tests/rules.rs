@@ -1,0 +1,448 @@
+//! The six rules of `docs/transactions.md`, and what a coordinator that dies leaves behind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use leadline_raft::{Context, Ended};
+use tokio_util::sync::CancellationToken;
+
+use super::super::coordinate::{Attempted, Point};
+use super::{Cluster, Fate, Gate, follow, key, read_all, script, set_all};
+use crate::transaction::AttemptId;
+use crate::transaction::steps::{TransactionOperation, decode};
+use crate::wire::transaction_reply::Reply as StepReply;
+use crate::wire::transaction_step::Step;
+use crate::wire::{Decide, LockRows, Participant, RowChange, row_change::Change};
+use crate::{Access, KvError, RequestId};
+
+const TTL: Duration = Duration::from_millis(60);
+
+fn ctx() -> Context {
+    Context::with_timeout(Duration::from_secs(3))
+}
+
+fn keys() -> [Bytes; 2] {
+    [key(0, "x"), key(1, "y")]
+}
+
+/// Waits until no lock and no commit record is left.
+async fn until_clean(cluster: &Cluster) {
+    let began = Instant::now();
+    while cluster.left() != (0, 0) {
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?} are left",
+            cluster.left()
+        );
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A task that resolves overdue locks, as a node has one.
+fn resolving(cluster: &Arc<Cluster>) -> CancellationToken {
+    let stop = CancellationToken::new();
+    let (coordinator, doubts) = (cluster.coordinator(), Arc::clone(&cluster.doubts));
+    tokio::spawn(coordinator.resolve(doubts, stop.clone()));
+    stop
+}
+
+fn lock_of(key: &Bytes, primary: &Bytes, value: &'static str) -> Step {
+    Step::Lock(LockRows {
+        primary: primary.clone(),
+        changes: vec![RowChange {
+            key: key.clone(),
+            change: Some(Change::Put(Bytes::from_static(value.as_bytes()))),
+        }],
+        ..LockRows::default()
+    })
+}
+
+async fn send(
+    cluster: &Cluster,
+    shard: usize,
+    attempt: AttemptId,
+    lowest_open: u64,
+    at: &Bytes,
+    step: Step,
+) -> StepReply {
+    let step = TransactionOperation::new(attempt, lowest_open, at.clone(), step);
+    decode(cluster.on_shard(shard, step).await.unwrap()).unwrap()
+}
+
+fn attempt(number: u64) -> AttemptId {
+    AttemptId { session: 7, number }
+}
+
+/// One that reads what another wrote after it validated would be overtaken unseen.
+#[tokio::test]
+async fn rule_1_what_was_read_and_not_locked_is_compared_after_the_last_lock() {
+    let cluster = Cluster::new(TTL).await;
+    let gate = Arc::new(Gate::default());
+    let coordinator = cluster.gated(&gate, 0);
+    let operation = follow(&keys()[0], &keys()[1]);
+    let running = tokio::spawn({
+        let coordinator = Arc::clone(&coordinator);
+        async move { coordinator.attempt(&ctx(), &operation, None, 0).await }
+    });
+    while gate.waiting.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // It has read x, and its lock on y is on its way: nothing else was sent.
+    let steps: Vec<_> = gate.waiting.lock().iter().map(|m| m.step_name()).collect();
+    assert_eq!(steps, ["TXN.LOCK"]);
+    cluster
+        .on_shard(0, set_all(&[key(0, "x")], 9))
+        .await
+        .unwrap();
+    while !running.is_finished() {
+        let next = gate.waiting.lock().pop_front();
+        match next {
+            Some(mut message) => super::explore::deliver(&cluster, &mut message).await,
+            None => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    }
+    assert!(matches!(running.await.unwrap(), Attempted::Conflict));
+}
+
+#[tokio::test]
+async fn rule_2_a_read_over_two_shards_never_sees_half_of_a_transaction() {
+    let cluster = Cluster::new(Duration::from_secs(5)).await;
+    let [x, y] = keys();
+    let writer = tokio::spawn({
+        let (cluster, keys) = (Arc::clone(&cluster), [x.clone(), y.clone()]);
+        async move {
+            let coordinator = cluster.coordinator();
+            for value in 1..=60 {
+                let write = set_all(&keys, value);
+                Arc::clone(&coordinator)
+                    .run(ctx(), write, None)
+                    .await
+                    .unwrap();
+            }
+        }
+    });
+    let reader = cluster.coordinator();
+    let mut seen = 0;
+    while !writer.is_finished() {
+        let read = read_all(&[x.clone(), y.clone()]);
+        let both = Arc::clone(&reader).run(ctx(), read, None).await.unwrap();
+        let text = std::str::from_utf8(&both).unwrap();
+        let (first, second) = text.split_once(' ').unwrap();
+        assert_eq!(first, second, "half of a transaction");
+        let now: i64 = first.parse().unwrap();
+        assert!(now >= seen, "went back from {seen} to {now}");
+        seen = now;
+    }
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn rule_3_who_meets_a_lock_waits_for_its_end_and_holds_up_nobody_else() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let (x, other) = (key(0, "x"), key(0, "other"));
+    let reply = send(&cluster, 0, attempt(1), 1, &x, lock_of(&x, &x, "5")).await;
+    let StepReply::Granted(stamp) = reply else {
+        panic!("{reply:?}")
+    };
+    let short = Context::with_timeout(Duration::from_millis(40));
+    let timed_out = cluster.submit(0, &short, read_all(&[x.clone()]));
+    let long = ctx();
+    let read = cluster.submit(0, &long, read_all(&[x.clone()]));
+    let write = cluster.submit(0, &long, follow(&x, &x));
+    let after = cluster.submit(0, &long, read_all(&[x.clone()]));
+    // Another key is not held up.
+    cluster.on_shard(0, set_all(&[other], 1)).await.unwrap();
+    assert_eq!(timed_out.await, Err(KvError::NotApplied(Ended::Deadline)));
+    // Another transaction is refused at once: no deadlock.
+    let refused = send(&cluster, 0, attempt(2), 1, &x, lock_of(&x, &x, "6")).await;
+    assert!(matches!(refused, StepReply::Conflict(_)));
+    let decision = Decide {
+        stamp,
+        participants: vec![Participant {
+            key: x.clone(),
+            stamp,
+        }],
+    };
+    let decided = send(&cluster, 0, attempt(1), 1, &x, Step::Decide(decision)).await;
+    assert!(matches!(decided, StepReply::Committed(_)));
+    // The lock's value, and then in the order of their submission.
+    assert_eq!(read.await.unwrap(), "5");
+    assert_eq!(write.await.unwrap(), "+OK");
+    assert_eq!(after.await.unwrap(), "6");
+}
+
+#[tokio::test]
+async fn rule_3_the_lock_table_is_there_again_after_a_change_of_leader() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let x = key(0, "x");
+    send(&cluster, 0, attempt(1), 1, &x, lock_of(&x, &x, "5")).await;
+    cluster.elect(0).await;
+    let short = Context::with_timeout(Duration::from_millis(40));
+    let read = cluster.submit(0, &short, read_all(&[x.clone()])).await;
+    assert_eq!(read, Err(KvError::NotApplied(Ended::Deadline)));
+    send(&cluster, 0, attempt(1), 1, &x, Step::Release(0)).await;
+    assert_eq!(cluster.values(&[x]).await, [0]);
+}
+
+#[tokio::test]
+async fn rule_4_late_and_doubled_messages_do_nothing() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let x = key(0, "x");
+    let first = send(&cluster, 0, attempt(1), 1, &x, lock_of(&x, &x, "5")).await;
+    let again = send(&cluster, 0, attempt(1), 1, &x, lock_of(&x, &x, "5")).await;
+    assert_eq!(first, again, "one lock, one stamp");
+    let StepReply::Granted(stamp) = first else {
+        panic!("{first:?}")
+    };
+    // Another stamp is another lock.
+    send(&cluster, 0, attempt(1), 1, &x, Step::RollForward(stamp + 1)).await;
+    send(&cluster, 0, attempt(1), 1, &x, Step::Release(stamp + 1)).await;
+    assert_eq!(cluster.left().0, 1);
+    let wrong = Step::Decide(Decide {
+        stamp: stamp + 1,
+        participants: Vec::new(),
+    });
+    let refused = send(&cluster, 0, attempt(1), 1, &x, wrong).await;
+    assert!(matches!(refused, StepReply::Aborted(_)));
+    // An abort record refuses the locks and decisions that come after it.
+    send(&cluster, 0, attempt(1), 1, &x, Step::Abort(true)).await;
+    let late = send(&cluster, 0, attempt(1), 1, &x, lock_of(&x, &x, "5")).await;
+    assert!(matches!(late, StepReply::Aborted(_)));
+    let decide = Step::Decide(Decide {
+        stamp,
+        participants: Vec::new(),
+    });
+    let late = send(&cluster, 0, attempt(1), 1, &x, decide).await;
+    assert!(matches!(late, StepReply::Aborted(_)));
+    assert_eq!(cluster.left(), (0, 0));
+    assert_eq!(cluster.values(&[x]).await, [0]);
+}
+
+#[tokio::test]
+async fn rule_4_everything_sent_twice_is_as_if_sent_once() {
+    let cluster = Cluster::new(TTL).await;
+    let coordinator = cluster.ruled(|_, _| Fate::Twice);
+    for value in 1..=10 {
+        let write = set_all(&keys(), value);
+        Arc::clone(&coordinator)
+            .run(ctx(), write, None)
+            .await
+            .unwrap();
+        assert_eq!(cluster.values(&keys()).await, [value, value]);
+    }
+    until_clean(&cluster).await;
+}
+
+#[tokio::test]
+async fn rule_5_a_commit_record_stays_until_every_lock_is_gone() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let coordinator = cluster.ruled(|step, shard| match (step, shard) {
+        ("TXN.ROLLFORWARD", 1) => Fate::Lose,
+        _ => Fate::Deliver,
+    });
+    Arc::clone(&coordinator)
+        .run(ctx(), set_all(&keys(), 4), None)
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(
+        cluster.left(),
+        (1, 1),
+        "a lock, and the record that decides about it"
+    );
+    let other = cluster.coordinator();
+    for doubt in cluster.locks() {
+        other.resolve_one(doubt).await;
+    }
+    assert_eq!(cluster.values(&keys()).await, [4, 4]);
+}
+
+#[tokio::test]
+async fn rule_5_abort_records_go_only_below_the_mark_and_the_mark_refuses_what_is_below_it() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let x = key(0, "x");
+    for number in 1..=40 {
+        send(&cluster, 0, attempt(number), 1, &x, Step::Abort(true)).await;
+    }
+    // The session says that 36 is its lowest open number: what is below is forgotten, and refused.
+    let reply = send(&cluster, 0, attempt(50), 36, &x, lock_of(&x, &x, "1")).await;
+    assert!(matches!(reply, StepReply::Granted(_)));
+    send(&cluster, 0, attempt(50), 36, &x, Step::Release(0)).await;
+    cluster.elect(0).await;
+    for number in [1, 35, 36, 40] {
+        let late = send(&cluster, 0, attempt(number), 36, &x, lock_of(&x, &x, "1")).await;
+        assert!(matches!(late, StepReply::Aborted(_)), "{number}: {late:?}");
+    }
+}
+
+#[tokio::test]
+async fn rule_5_an_overdue_lock_is_resolved_by_whoever_holds_it() {
+    let cluster = Cluster::new(TTL).await;
+    let stop = resolving(&cluster);
+    let [x, y] = keys();
+    // A coordinator that locked both, and is gone.
+    send(&cluster, 0, attempt(1), 1, &x, lock_of(&x, &x, "5")).await;
+    send(&cluster, 1, attempt(1), 1, &y, lock_of(&y, &x, "5")).await;
+    let began = Instant::now();
+    assert_eq!(cluster.values(&[x, y]).await, [0, 0]);
+    let waited = began.elapsed();
+    assert!(waited < TTL + Duration::from_millis(1500), "{waited:?}");
+    assert_eq!(cluster.left(), (0, 0));
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn rule_6_a_lost_answer_to_decide_is_settled_by_asking_again() {
+    let cluster = Cluster::new(TTL).await;
+    let lost = Arc::new(AtomicUsize::new(0));
+    let coordinator = cluster.ruled({
+        let lost = Arc::clone(&lost);
+        move |step, _| match step {
+            "TXN.DECIDE" if lost.fetch_add(1, Ordering::SeqCst) < 3 => Fate::LoseAnswer,
+            _ => Fate::Deliver,
+        }
+    });
+    let sum = script(&keys(), Access::Write, |rows| {
+        for key in keys() {
+            let now = super::number(rows, &key)?;
+            super::put(rows, &key, now + 1);
+        }
+        Ok(Bytes::from_static(b"+OK"))
+    });
+    Arc::clone(&coordinator)
+        .run(ctx(), sum, None)
+        .await
+        .unwrap();
+    assert!(lost.load(Ordering::SeqCst) > 3);
+    assert_eq!(cluster.values(&keys()).await, [1, 1], "once");
+    until_clean(&cluster).await;
+}
+
+#[tokio::test]
+async fn rule_6_an_undecided_attempt_is_unknown_and_its_request_is_settled_before_it_runs_again() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let deaf = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let coordinator = cluster.ruled({
+        let deaf = Arc::clone(&deaf);
+        move |step, _| match step {
+            "TXN.DECIDE" if deaf.load(Ordering::SeqCst) => Fate::LoseAnswer,
+            _ => Fate::Deliver,
+        }
+    });
+    let add = script(&keys(), Access::Write, |rows| {
+        for key in keys() {
+            let now = super::number(rows, &key)?;
+            super::put(rows, &key, now + 1);
+        }
+        Ok(Bytes::from_static(b"+OK"))
+    });
+    let once = RequestId {
+        session: 1,
+        number: 1,
+    };
+    let short = Context::with_timeout(Duration::from_millis(100));
+    let reply = Arc::clone(&coordinator)
+        .run(short, Arc::clone(&add), Some(once))
+        .await;
+    assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
+    deaf.store(false, Ordering::SeqCst);
+    let reply = Arc::clone(&coordinator).run(ctx(), add, Some(once)).await;
+    assert_eq!(reply.unwrap(), "+OK");
+    assert_eq!(cluster.values(&keys()).await, [1, 1], "once");
+    until_clean(&cluster).await;
+}
+
+/// A fault point per step: nothing stays locked longer than its time to live, nothing is half done.
+#[tokio::test]
+async fn a_coordinator_that_dies_at_any_step_leaves_nothing_half_done_and_nothing_locked() {
+    for point in [
+        Point::Read,
+        Point::Locked,
+        Point::Validated,
+        Point::Decided,
+        Point::RolledForward,
+        Point::Forgotten,
+    ] {
+        let cluster = Cluster::new(TTL).await;
+        let stop = resolving(&cluster);
+        let coordinator = cluster.coordinator();
+        *coordinator.dies.lock() = Some(point);
+        let write = set_all(&keys(), 3);
+        let ended = coordinator.attempt(&ctx(), &write, None, 0).await;
+        let began = Instant::now();
+        let values = cluster.values(&keys()).await;
+        assert!(
+            began.elapsed() < TTL + Duration::from_millis(1500),
+            "{point:?}"
+        );
+        let committed = matches!(
+            point,
+            Point::Decided | Point::RolledForward | Point::Forgotten
+        );
+        let expected = if committed { [3, 3] } else { [0, 0] };
+        assert_eq!(values, expected, "died at {point:?}, {ended:?}");
+        // A read may be answered while the release that it saw is on its way to the log.
+        while cluster.left().0 > 0 {
+            assert!(began.elapsed() < TTL * 30, "died at {point:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        stop.cancel();
+    }
+}
+
+#[tokio::test]
+async fn messages_that_are_lost_cost_attempts_and_never_a_half() {
+    for step in [
+        "TXN.LOCK",
+        "TXN.VALIDATE",
+        "TXN.DECIDE",
+        "TXN.ROLLFORWARD",
+        "TXN.FORGET",
+    ] {
+        for fate in [Fate::Lose, Fate::LoseAnswer] {
+            let cluster = Cluster::new(TTL).await;
+            let stop = resolving(&cluster);
+            let lost = AtomicUsize::new(0);
+            let coordinator = cluster.ruled(move |name, shard| {
+                let first = name == step && shard == 1 && lost.fetch_add(1, Ordering::SeqCst) == 0;
+                if first { fate } else { Fate::Deliver }
+            });
+            let write = set_all(&keys(), 8);
+            Arc::clone(&coordinator)
+                .run(ctx(), write, None)
+                .await
+                .unwrap();
+            assert_eq!(cluster.values(&keys()).await, [8, 8], "{step} {fate:?}");
+            until_clean(&cluster).await;
+            stop.cancel();
+        }
+    }
+}
+
+#[tokio::test]
+async fn hot_transactions_over_two_shards_all_get_their_turn() {
+    let cluster = Cluster::new(Duration::from_secs(5)).await;
+    let mut running = Vec::new();
+    for _ in 0..16 {
+        let coordinator = cluster.coordinator();
+        running.push(tokio::spawn(async move {
+            for _ in 0..5 {
+                let add = script(&keys(), Access::Write, |rows| {
+                    for key in keys() {
+                        let now = super::number(rows, &key)?;
+                        super::put(rows, &key, now + 1);
+                    }
+                    Ok(Bytes::new())
+                });
+                let ctx = Context::with_timeout(Duration::from_secs(10));
+                Arc::clone(&coordinator).run(ctx, add, None).await.unwrap();
+            }
+        }));
+    }
+    for running in running {
+        running.await.unwrap();
+    }
+    assert_eq!(cluster.values(&keys()).await, [80, 80]);
+}

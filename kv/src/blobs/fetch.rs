@@ -54,7 +54,7 @@ impl Inner {
                 store.read(chunk)
             });
             let read = ctx.run(read).await?;
-            match read.map_err(|error| BlobError::Disk(error.to_string()))? {
+            match read.map_err(|error| BlobError::Disk(error.to_string()))?? {
                 Some(bytes) if bytes.len() == chunk.len as usize => {
                     self.metrics.local_reads.inc();
                     return Ok(bytes);

@@ -324,7 +324,9 @@ impl Inner {
             return Ok(false);
         }
         let store = Arc::clone(&self.store);
-        let whole = off_worker(ctx, CHUNK_BYTES, move || store.read(chunk).is_some()).await?;
+        let whole = off_worker(ctx, CHUNK_BYTES, move || store.read(chunk))
+            .await??
+            .is_some();
         if whole {
             self.metrics.duplicates.inc();
         }
@@ -518,7 +520,9 @@ fn no_majority(stored: usize, needed: usize, failures: Vec<(NodeId, BlobError)>)
 impl From<DiskError> for BlobError {
     fn from(error: DiskError) -> Self {
         match error {
-            DiskError::Write(why) | DiskError::Failed(why) => Self::Disk(why),
+            DiskError::Write(why) | DiskError::Read(why) | DiskError::Failed(why) => {
+                Self::Disk(why)
+            }
             DiskError::Closed => Self::Stopping,
             DiskError::Ended(ended) => Self::NotApplied(ended),
         }

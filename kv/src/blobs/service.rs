@@ -129,7 +129,7 @@ impl Inner {
             store.read(chunk)
         });
         let read = ctx.run(read).await?;
-        read.map_err(|error| BlobError::Disk(error.to_string()))
+        Ok(read.map_err(|error| BlobError::Disk(error.to_string()))??)
     }
 }
 

@@ -234,7 +234,7 @@ impl Cluster {
 
     fn holders(&self, chunk: ChunkRef) -> Vec<u64> {
         (1..=3)
-            .filter(|&node| self.node(node).inner.store.read(chunk).is_some())
+            .filter(|&node| self.node(node).inner.store.read(chunk).unwrap().is_some())
             .collect()
     }
 
@@ -472,7 +472,7 @@ async fn a_damaged_chunk_is_answered_from_a_peer_and_healed() {
     assert_eq!(blobs.get(&seconds(5), NEAR, chunk).await, Ok(data.clone()));
     assert_eq!(cluster.net.fetches.load(Ordering::SeqCst), 1);
     cluster.stragglers().await;
-    assert_eq!(blobs.inner.store.read(chunk), Some(data));
+    assert_eq!(blobs.inner.store.read(chunk).unwrap(), Some(data));
     cluster.shutdown().await;
 }
 

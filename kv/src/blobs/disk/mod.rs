@@ -77,6 +77,9 @@ pub(super) enum DiskError {
     /// The disk is full, or refused the write; later ones may succeed.
     #[error("{0}")]
     Write(String),
+    /// A chunk cannot be read now, for a reason that says nothing about its bytes.
+    #[error("{0}")]
+    Read(String),
     /// A sync failed: the node must stop.
     #[error("{0}")]
     Failed(String),
@@ -271,25 +274,35 @@ impl ChunkStore {
 
     /// Reads a chunk; `None` if it is not here, or is not any more what was written: then it is
     /// forgotten, so that it is fetched and written anew. Blocks on the disk.
-    pub(super) fn read(&self, chunk: ChunkRef) -> Option<Bytes> {
+    ///
+    /// # Errors
+    /// `Read`: it could not be read just now, and nothing is forgotten.
+    pub(super) fn read(&self, chunk: ChunkRef) -> Result<Option<Bytes>, DiskError> {
         // Twice: it may be moved, and its segment deleted, between the look and the read.
         for last in [false, true] {
-            let at = self.shared.index.get(&chunk.hash)?;
+            let Some(at) = self.shared.index.get(&chunk.hash) else {
+                return Ok(None);
+            };
             match self.shared.segments.read(at) {
-                Ok(bytes) => return Some(bytes.into()),
+                Ok(bytes) => return Ok(Some(bytes.into())),
                 Err(error) if last || self.shared.index.get(&chunk.hash) == Some(at) => {
-                    self.lose(chunk.hash, at, &error);
-                    return None;
+                    self.lose(chunk.hash, at, error)?;
+                    return Ok(None);
                 }
                 Err(_) => {}
             }
         }
-        None
+        Ok(None)
     }
 
-    fn lose(&self, hash: ChunkHash, at: Location, error: &io::Error) {
+    /// Forgets a chunk whose bytes are gone; an error if it only cannot be read now.
+    fn lose(&self, hash: ChunkHash, at: Location, error: io::Error) -> Result<(), DiskError> {
+        if !is_damage(&error) {
+            return Err(DiskError::Read(error.to_string()));
+        }
         if self.shared.index.remove(&hash, at) {
-            self.shared.segments.count_live(at, false);
+            // Its bytes still count as needed: the segment stays, for whoever can make sense of it.
+            self.shared.segments.suspect(at.segment);
             self.shared.metrics.damaged.inc();
             tracing::error!(
                 chunk = %hash,
@@ -299,6 +312,7 @@ impl ChunkStore {
                 "a chunk is damaged on this disk: it is fetched from a peer"
             );
         }
+        Ok(())
     }
 
     /// Forgets chunks that were last needed before `limit`; how many.
@@ -320,6 +334,7 @@ impl ChunkStore {
         let mut sparse: Vec<_> = self
             .sealed()
             .into_iter()
+            .filter(|segment| !segment.is_suspect())
             .filter(|segment| segment.live() * 100 < segment.used() * share)
             .collect();
         sparse.sort_by_key(|segment| segment.live());
@@ -345,10 +360,7 @@ impl ChunkStore {
     pub(super) fn relocate(&self, hash: ChunkHash, from: Location) -> Result<(), DiskError> {
         let data = match self.shared.segments.read(from) {
             Ok(data) => data,
-            Err(error) => {
-                self.lose(hash, from, &error);
-                return Ok(());
-            }
+            Err(error) => return self.lose(hash, from, error),
         };
         let (done, durable) = oneshot::channel();
         self.enqueue(Op {
@@ -397,10 +409,13 @@ impl ChunkStore {
             Ok(()) => true,
             // Moved, and its segment deleted, meanwhile.
             Err(_) if self.shared.index.get(&hash) != Some(at) => true,
-            Err(error) => {
-                self.lose(hash, at, &error);
-                false
-            }
+            Err(error) => match self.lose(hash, at, error) {
+                Ok(()) => false,
+                Err(error) => {
+                    tracing::warn!(%error, "a chunk could not be read for scrubbing");
+                    true
+                }
+            },
         }
     }
 
@@ -471,6 +486,15 @@ impl ChunkStore {
         }
         Ok(true)
     }
+}
+
+/// Whether a failed read says that the bytes are gone, rather than that files, memory or rights ran
+/// out.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound
+    ) || error.raw_os_error() == Some(libc::EIO)
 }
 
 impl Drop for ChunkStore {

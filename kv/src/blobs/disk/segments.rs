@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
@@ -24,6 +24,8 @@ pub(in crate::blobs) struct Segment {
     pub(super) end: AtomicU64,
     /// Bytes of records that the index points to.
     pub(super) live: AtomicU64,
+    /// Something in it was found damaged: it is not given up while the process lives.
+    suspect: AtomicBool,
 }
 
 impl Segment {
@@ -32,11 +34,16 @@ impl Segment {
             head,
             end: AtomicU64::new(DATA_START),
             live: AtomicU64::new(0),
+            suspect: AtomicBool::new(false),
         }
     }
 
     pub(super) fn used(&self) -> u64 {
         self.end.load(Ordering::Relaxed) - DATA_START
+    }
+
+    pub(super) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
     }
 
     pub(super) fn live(&self) -> u64 {
@@ -84,6 +91,12 @@ impl Segments {
     /// All of them, the oldest first.
     pub(super) fn all(&self) -> Vec<Arc<Segment>> {
         self.all.lock().values().cloned().collect()
+    }
+
+    pub(super) fn suspect(&self, number: u32) {
+        if let Some(segment) = self.all.lock().get(&number) {
+            segment.suspect.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Bytes that a chunk's record takes are needed, or not any more.

@@ -91,7 +91,7 @@ fn chunks_are_there_after_a_clean_close_without_reading_them_and_after_a_kill() 
         assert_eq!(store.found(), Found::default());
         for i in 0..40 {
             let (name, bytes) = chunk(i);
-            assert_eq!(store.read(name), Some(bytes), "{i}");
+            assert_eq!(store.read(name).unwrap(), Some(bytes), "{i}");
         }
         assert_eq!(store.stats().chunks, 40);
         store.close();
@@ -114,11 +114,11 @@ fn a_torn_tail_is_cut_and_what_was_synced_before_it_stays() {
     assert!(store.found().torn);
     assert_eq!(store.found().damaged, 0);
     for i in 0..3 {
-        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1));
+        assert_eq!(store.read(chunk(i).0).unwrap(), Some(chunk(i).1));
     }
     assert!(!store.contains(chunk(3).0));
     write(&rt, &store, 3).unwrap();
-    assert_eq!(store.read(chunk(3).0), Some(chunk(3).1));
+    assert_eq!(store.read(chunk(3).0).unwrap(), Some(chunk(3).1));
 }
 
 #[test]
@@ -139,7 +139,11 @@ fn damage_before_a_synced_write_is_reported_and_costs_that_chunk_only() {
         assert_eq!(store.found().damaged, 1, "at {offset}");
         assert!(!store.found().torn);
         for i in [0, 2, 3] {
-            assert_eq!(store.read(chunk(i).0), Some(chunk(i).1), "{i} at {offset}");
+            assert_eq!(
+                store.read(chunk(i).0).unwrap(),
+                Some(chunk(i).1),
+                "{i} at {offset}"
+            );
         }
         assert!(!store.contains(chunk(1).0));
         disk.kill_after(0);
@@ -167,7 +171,7 @@ fn a_sealed_segment_that_lost_its_end_keeps_the_rest() {
     disk.cut(&path, disk.size_of(&path) - 100);
     let store = open(&disk);
     assert_eq!(store.found().damaged, 1);
-    let lost = (0..40).filter(|&i| store.read(chunk(i).0).is_none());
+    let lost = (0..40).filter(|&i| store.read(chunk(i).0).unwrap().is_none());
     assert_eq!(lost.count(), 1);
 }
 
@@ -178,11 +182,44 @@ fn a_chunk_that_rots_is_never_given_out_and_can_be_written_anew() {
     write(&rt, &store, 1).unwrap();
     write(&rt, &store, 2).unwrap();
     disk.flip(&segment(1), DATA_START as usize + RECORD_HEADER + 50);
-    assert_eq!(store.read(chunk(1).0), None);
+    assert_eq!(store.read(chunk(1).0).unwrap(), None);
     assert!(!store.contains(chunk(1).0));
-    assert_eq!(store.read(chunk(2).0), Some(chunk(2).1));
+    assert_eq!(store.read(chunk(2).0).unwrap(), Some(chunk(2).1));
     write(&rt, &store, 1).unwrap();
-    assert_eq!(store.read(chunk(1).0), Some(chunk(1).1));
+    assert_eq!(store.read(chunk(1).0).unwrap(), Some(chunk(1).1));
+}
+
+/// Forgotten chunks are collected with their segments: that must need more than a busy machine.
+#[test]
+fn a_read_that_fails_for_want_of_files_forgets_nothing_and_what_is_damaged_is_not_deleted() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    for i in 0..40 {
+        write(&rt, &store, i).unwrap();
+    }
+    disk.fail_reads(Some(libc::EMFILE));
+    assert!(matches!(store.read(chunk(1).0), Err(DiskError::Read(_))));
+    disk.fail_reads(Some(libc::EIO));
+    assert_eq!(store.read(chunk(2).0).unwrap(), None);
+    disk.fail_reads(None);
+    assert_eq!(store.read(chunk(1).0).unwrap(), Some(chunk(1).1));
+    assert_eq!(store.read(chunk(2).0).unwrap(), None, "fetched from a peer");
+    store.advance(10);
+    store.collect(5);
+    assert!(store.sealed().iter().any(|segment| segment.is_suspect()));
+    assert!(
+        store
+            .sparse(101)
+            .iter()
+            .all(|segment| !segment.is_suspect())
+    );
+    store.close();
+    let store = open(&disk);
+    assert_eq!(
+        store.read(chunk(2).0).unwrap(),
+        Some(chunk(2).1),
+        "it was there"
+    );
 }
 
 #[test]
@@ -218,7 +255,7 @@ fn a_failed_sync_stops_the_store_for_good_and_says_why() {
     disk.fail_syncs(false);
     assert!(matches!(write(&rt, &store, 3), Err(DiskError::Failed(_))));
     assert!(store.failed().borrow().is_some());
-    assert_eq!(store.read(chunk(1).0), Some(chunk(1).1));
+    assert_eq!(store.read(chunk(1).0).unwrap(), Some(chunk(1).1));
     assert!(!store.contains(chunk(2).0));
 }
 
@@ -248,13 +285,13 @@ fn what_a_failed_sync_left_is_written_again_before_anybody_relies_on_it() {
     };
     disk.restart();
     assert!(steps > 3, "{steps}");
-    assert_eq!(store.read(chunk(2).0), Some(chunk(2).1));
+    assert_eq!(store.read(chunk(2).0).unwrap(), Some(chunk(2).1));
     disk.kill_after(0);
     store.close();
     disk.lose_power(&mut StdRng::seed_from_u64(7));
     let store = open(&disk);
     for i in [1, 2] {
-        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1), "{i}");
+        assert_eq!(store.read(chunk(i).0).unwrap(), Some(chunk(i).1), "{i}");
     }
 }
 
@@ -351,14 +388,14 @@ fn what_is_collected_gives_its_segments_back_and_what_is_needed_moves() {
     let kept = |store: &ChunkStore| {
         for i in 0..200 {
             let expected = (i % 7 == 0).then(|| chunk(i).1);
-            assert_eq!(store.read(chunk(i).0), expected, "{i}");
+            assert_eq!(store.read(chunk(i).0).unwrap(), expected, "{i}");
         }
     };
     kept(&store);
     store.close();
     let store = open(&disk);
     for i in (0..200).step_by(7) {
-        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1), "{i}");
+        assert_eq!(store.read(chunk(i).0).unwrap(), Some(chunk(i).1), "{i}");
     }
 }
 
@@ -449,7 +486,7 @@ fn a_store_on_the_file_system_keeps_its_chunks_and_takes_little_more_room() {
     store.close();
     let store = open();
     for i in 0..1000 {
-        assert_eq!(store.read(chunk(i).0), Some(chunk(i).1));
+        assert_eq!(store.read(chunk(i).0).unwrap(), Some(chunk(i).1));
     }
     let stats = store.stats();
     let on_disk: u64 = std::fs::read_dir(&dir)

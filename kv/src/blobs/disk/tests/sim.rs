@@ -37,6 +37,8 @@ struct State {
     fuse: Option<u64>,
     dead: bool,
     fail_sync: bool,
+    /// What reads fail with.
+    fail_reads: Option<i32>,
     full: bool,
     syncs: u64,
     written: u64,
@@ -68,6 +70,10 @@ impl Disk {
     /// While the guard lives, syncs wait.
     pub(super) fn hold_syncs(&self) -> MutexGuard<'_, ()> {
         self.1.lock()
+    }
+
+    pub(super) fn fail_reads(&self, with: Option<i32>) {
+        self.0.lock().fail_reads = with;
     }
 
     pub(super) fn fill(&self, full: bool) {
@@ -273,6 +279,9 @@ impl BlobFile for OpenFile {
 
     fn read_at(&self, len: usize, offset: u64) -> io::Result<Vec<u8>> {
         let state = self.0.0.lock();
+        if let Some(error) = state.fail_reads {
+            return Err(io::Error::from_raw_os_error(error));
+        }
         let offset = offset as usize;
         let bytes = state.inodes[self.1].now.get(offset..offset + len);
         Ok(bytes.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())

@@ -476,6 +476,73 @@ async fn a_damaged_chunk_is_answered_from_a_peer_and_healed() {
     cluster.shutdown().await;
 }
 
+/// Flips a byte in the middle of the first segment of the first node.
+fn damage(cluster: &Cluster) {
+    use std::os::unix::fs::FileExt;
+
+    let path = cluster._dirs[0].path().join("blobs/00000001.blob");
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let middle = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, middle).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], middle).unwrap();
+}
+
+#[tokio::test]
+async fn what_a_scrub_finds_damaged_comes_back_from_a_peer() {
+    let cluster = Cluster::new().await;
+    for i in 0..6 {
+        let chunk = cluster.put(1, &body(i, CHUNK_BYTES)).await.unwrap();
+        cluster.rows.named.lock().insert(chunk);
+        cluster.stragglers().await;
+    }
+    let upkeep = cluster.upkeep(1);
+    assert_eq!(upkeep.scrub(1 << 40).await, Ok(0));
+    damage(&cluster);
+    assert_eq!(upkeep.scrub(1 << 40).await, Ok(1));
+    let walked = upkeep.walk().await.unwrap();
+    assert_eq!((walked.missing, walked.repaired), (1, 1));
+    cluster.stragglers().await;
+    for &chunk in &*cluster.rows.named.lock() {
+        assert_eq!(cluster.holders(chunk), [1, 2, 3]);
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn disks_shrink_when_most_of_what_they_hold_is_collected() {
+    let cluster = Cluster::new().await;
+    let mut kept = Vec::new();
+    for i in 0..12 {
+        let chunk = cluster.put(1, &body(i, CHUNK_BYTES)).await.unwrap();
+        cluster.stragglers().await;
+        if i % 6 == 0 {
+            kept.push(chunk);
+        }
+    }
+    cluster.rows.named.lock().extend(&kept);
+    let store = Arc::clone(&cluster.node(1).inner.store);
+    let before = store.stats();
+    store.advance(GRACE_SECONDS + 1);
+    let upkeep = cluster.upkeep(1);
+    // What is in the segment still written to is not moved.
+    assert!(upkeep.walk().await.unwrap().collected >= 8);
+    upkeep.compact().await.unwrap();
+    let after = store.stats();
+    assert!(
+        after.used_bytes < before.used_bytes * 6 / 10,
+        "{before:?} {after:?}"
+    );
+    for chunk in kept {
+        assert!(store.read(chunk).unwrap().is_some());
+    }
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn adoption_makes_chunks_young_and_brings_them_to_another_shards_replicas() {
     let cluster = Cluster::new().await;

@@ -49,6 +49,27 @@ async function exercise(where, host, port) {
     await assert.rejects(client.call("NOSUCH", "a"), /unknown command/);
     assert.equal(await client.get("k"), "v");
   });
+  await check(`${where}: MULTI, EXEC and WATCH over keys of several shards`, async () => {
+    const keys = Array.from({ length: 12 }, (_, number) => `spread${number}`);
+    const multi = client.multi();
+    for (const key of keys) multi.set(key, "0").incr(key);
+    const replies = await multi.exec();
+    assert.equal(replies.length, 24);
+    for (let at = 0; at < 24; at += 2) assert.deepEqual(replies.slice(at, at + 2), [[null, "OK"], [null, 1]]);
+    assert.deepEqual(await client.mget(...keys), keys.map(() => "1"));
+    const other = new Redis(options);
+    await client.watch(keys[0], keys[1]);
+    await other.incr(keys[1]);
+    assert.equal(await client.multi().set(keys[0], "never").exec(), null);
+    await client.watch(keys[0], keys[1]);
+    assert.deepEqual(await client.multi().incr(keys[0]).incr(keys[1]).exec(), [[null, 2], [null, 3]]);
+    const failing = await client.multi().set(keys[2], "text").lpush(keys[2], "x").incr(keys[3]).exec();
+    assert.match(failing[1][0].message, /WRONGTYPE/);
+    assert.deepEqual(failing[2], [null, 2]);
+    await assert.rejects(client.multi().call("NOSUCH").set(keys[4], "never").exec(), /EXECABORT/);
+    assert.equal(await client.get(keys[4]), "1");
+    other.disconnect();
+  });
   await check(`${where}: a pipeline of 2 000`, async () => {
     const pipeline = client.pipeline();
     for (let number = 0; number < 1000; number++) pipeline.set(`p${number}`, number).get(`p${number}`);

@@ -42,7 +42,7 @@ class Suite:
         parts = [
             self.connection, self.strings, self.counters, self.expiry, self.keys, self.binary, self.big_values,
             self.hashes, self.lists, self.blocking, self.sets, self.sorted_sets, self.scans, self.pipelines,
-            self.databases, self.deadlines, self.errors, self.server,
+            self.databases, self.deadlines, self.errors, self.transactions, self.server,
         ]
         for part in parts:
             with self.checks.part(f"{self.name}: {part.__name__}"):
@@ -394,8 +394,58 @@ class Suite:
         self.raises("a syntax error", lambda: c.execute_command("SET", "k", "v", "BOGUS"), "syntax error")
         self.raises("a bad expiry", lambda: c.execute_command("SET", "k", "v", "EX", "0"), "invalid expire")
         self.equal("the connection goes on", c.get("k"), b"v")
-        keys = [f"spread{number}" for number in range(40)]
-        self.raises("a write to keys of several shards", lambda: c.execute_command("SINTERSTORE", *keys), "CrossSlot")
+
+    def transactions(self):
+        """MULTI, EXEC, WATCH over keys that lie in several shards."""
+        c = self.client
+        keys = [f"spread{number}" for number in range(24)]
+        c.delete(*keys)
+        self.equal("MSET over shards", c.mset({key: number for number, key in enumerate(keys)}), True)
+        self.equal("MGET over shards", c.mget(keys), [str(number).encode() for number in range(24)])
+        pipe = c.pipeline(transaction=True)
+        for key in keys:
+            pipe.incr(key)
+        self.equal("EXEC over shards", pipe.execute(), list(range(1, 25)))
+        pipe = c.pipeline(transaction=True)
+        pipe.set(keys[0], "text").lpush(keys[0], "x").incr(keys[1])
+        got = pipe.execute(raise_on_error=False)
+        self.that("an error inside EXEC takes nothing back", got[0] is True and isinstance(got[1], REFUSED) and got[2] == 3, got)
+        with c.pipeline() as pipe:
+            pipe.watch(keys[2], keys[3])
+            c.set(keys[3], "changed")
+            pipe.multi()
+            pipe.set(keys[2], "never")
+            self.raises("a WATCH over shards that failed", pipe.execute, "Watched variable changed")
+        self.equal("and then nothing was done", c.get(keys[2]), b"3")
+        with c.pipeline() as pipe:
+            pipe.watch(keys[2], keys[4])
+            pipe.multi()
+            pipe.set(keys[2], "a").set(keys[4], "b")
+            self.equal("a WATCH over shards that held", pipe.execute(), [True, True])
+        c.sadd("left set", 1, 2, 3)
+        c.sadd("right set", 2, 3, 4)
+        self.equal("SINTERSTORE over shards", c.sinterstore("both sets", "left set", "right set"), 2)
+        self.equal("SMOVE over shards", c.smove("left set", "right set", 1), True)
+        c.rpush("from list", "a", "b")
+        self.equal("LMOVE over shards", c.lmove("from list", "to list", "LEFT", "RIGHT"), b"a")
+        self.equal("RENAME over shards", (c.rename("to list", "other list"), c.lrange("other list", 0, -1)), (True, [b"a"]))
+        self.equal("DEL over shards", c.delete(*keys), 24)
+        # Two that take turns at moving between accounts: the sum stays.
+        c.mset({"account a": 100, "account b": 100})
+        other = self.connect()
+
+        def move(client):
+            for _ in range(25):
+                def body(pipe):
+                    a, b = int(pipe.get("account a")), int(pipe.get("account b"))
+                    pipe.multi()
+                    pipe.set("account a", a - 1).set("account b", b + 1)
+                client.transaction(body, "account a", "account b")
+
+        threads = [threading.Thread(target=move, args=(client,)) for client in (c, other)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        self.equal("moves between accounts, each once", c.mget("account a", "account b"), [b"50", b"150"])
 
     def server(self):
         c = self.client

@@ -139,6 +139,9 @@ impl Receiver<'_> {
             return Ok(inline(Bytes::new(), 0, hashes, held));
         };
         loop {
+            if size > INLINE as u64 || length.is_some_and(|length| length > INLINE as u64) {
+                buffer.reserve(CHUNK_BYTES.saturating_sub(buffer.len()));
+            }
             // The next chunk, while those before are pushed.
             while buffer.len() < CHUNK_BYTES {
                 let step = self.pace.step();

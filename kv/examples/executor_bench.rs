@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use leadline_kv::executor::{Order, Shard, ShardConfig, ShardMetrics, ShardParts, Submission};
+use leadline_kv::executor::{
+    Order, Pool, Shard, ShardConfig, ShardMetrics, ShardParts, Submission,
+};
 use leadline_kv::hlc::Hlc;
 use leadline_kv::state_machine::ShardStateMachines;
 use leadline_kv::storage::{EngineKind, Store, StoreOptions};
@@ -176,7 +178,8 @@ fn main() {
             };
             let store = Store::open(dir.path(), options).unwrap().store;
             let hlc = Arc::new(Hlc::new());
-            let machines = ShardStateMachines::new(store, Arc::clone(&hlc));
+            let pool = Pool::for_this_machine().unwrap();
+            let machines = ShardStateMachines::new(store, Arc::clone(&hlc), Arc::clone(&pool));
             let state = machines.state(GroupId(1)).unwrap();
             let engine = SimEngine::new(GroupId(1), NodeId(1), machines.open(GroupId(1)).unwrap());
             engine.set_lease(true);
@@ -186,6 +189,7 @@ fn main() {
                 metrics: ShardMetrics::default(),
                 sweeps: Arc::new([]),
                 doubts: Arc::default(),
+                pool,
             };
             let owned = Bytes::from_static(&[0x10])..Bytes::from_static(&[0x20]);
             let shard = Shard::new(engine, state, owned, &parts);

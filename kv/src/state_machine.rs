@@ -26,6 +26,7 @@ use leadline_raft::engine::{
 use leadline_raft::mutations::{self, Mutation};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
+use crate::executor::Pool;
 use crate::executor::entry::{Entry, EntryError, Incarnation, LogEffect};
 use crate::executor::evaluate::CacheVersions;
 use crate::executor::life::Life;
@@ -525,39 +526,49 @@ impl ShardState {
 }
 
 /// A shard's state, as consensus drives it.
-struct ShardMachine(Arc<ShardState>);
+struct ShardMachine {
+    state: Arc<ShardState>,
+    pool: Arc<Pool>,
+}
 
 impl StateMachine for ShardMachine {
+    fn run(&self, apply: Box<dyn FnOnce() + Send>) {
+        self.pool.run(apply);
+    }
+
     fn applied(&self) -> Result<Option<Bytes>, StateError> {
-        Ok(self.0.storage.position().map(|position| position.state))
+        Ok(self.state.storage.position().map(|position| position.state))
     }
 
     fn apply(&self, entries: Vec<CommittedEntry>) -> Result<Vec<Bytes>, StateError> {
-        self.0.apply(entries)
+        self.state.apply(entries)
     }
 
     fn snapshot(&self) -> Result<Box<dyn SnapshotSource>, StateError> {
         // Under the lock, so that what is owned is what the view's rows belong to.
-        let head = self.0.head.lock();
-        let export = self.0.storage.export(&self.0.owned_ranges())?;
+        let head = self.state.head.lock();
+        let export = self.state.storage.export(&self.state.owned_ranges())?;
         drop(head);
         Ok(Box::new(Source(export)))
     }
 
     fn begin_install(&self) -> Result<Box<dyn SnapshotSink>, StateError> {
-        let install = self.0.storage.begin_install(&self.0.owned_ranges())?;
+        let install = self
+            .state
+            .storage
+            .begin_install(&self.state.owned_ranges())?;
         Ok(Box::new(Sink {
-            state: Arc::clone(&self.0),
+            state: Arc::clone(&self.state),
             install,
         }))
     }
 
     fn flush(&self) -> Result<Option<Bytes>, StateError> {
-        let head = self.0.head.lock();
-        let owned = self.0.owned_ranges();
+        let head = self.state.head.lock();
+        let owned = self.state.owned_ranges();
         // While nothing is owned there is little to write, and ownership must not come meanwhile.
         let held = owned.is_empty().then_some(head);
-        let position = self.0.storage.flush(&owned)?;
+        let position = self.state.storage.flush(&owned)?;
         drop(held);
         Ok(position.map(|position| position.state))
     }
@@ -604,6 +615,8 @@ impl SnapshotSink for Sink {
 pub struct ShardStateMachines {
     store: Arc<Store>,
     hlc: Arc<Hlc>,
+    /// Where they apply.
+    pool: Arc<Pool>,
     states: Mutex<HashMap<GroupId, Arc<ShardState>>>,
 }
 
@@ -615,10 +628,11 @@ impl std::fmt::Debug for ShardStateMachines {
 
 impl ShardStateMachines {
     #[must_use]
-    pub fn new(store: Arc<Store>, hlc: Arc<Hlc>) -> Self {
+    pub fn new(store: Arc<Store>, hlc: Arc<Hlc>, pool: Arc<Pool>) -> Self {
         Self {
             store,
             hlc,
+            pool,
             states: Mutex::default(),
         }
     }
@@ -638,7 +652,10 @@ impl ShardStateMachines {
 
 impl StateMachines for ShardStateMachines {
     fn open(&self, group: GroupId) -> Result<Arc<dyn StateMachine>, StateError> {
-        Ok(Arc::new(ShardMachine(self.state(group)?)))
+        Ok(Arc::new(ShardMachine {
+            state: self.state(group)?,
+            pool: Arc::clone(&self.pool),
+        }))
     }
 
     fn destroy(&self, group: GroupId) -> Result<(), StateError> {

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use executor_support::*;
-use leadline_kv::executor::{Once, Order, ShardConfig, Submission};
+use leadline_kv::executor::{Once, Order, Pool, ShardConfig, Submission};
 use leadline_kv::hlc::Hlc;
 use leadline_kv::state_machine::ShardStateMachines;
 use leadline_kv::{Outcome, RequestId};
@@ -279,7 +279,7 @@ async fn check_replicas(node: &Node, random: &mut StdRng) {
     let mut rest = &log[..];
     while !rest.is_empty() {
         // Opened anew each time, as after a restart.
-        let machines = ShardStateMachines::new(Arc::clone(&store), hlc());
+        let machines = ShardStateMachines::new(Arc::clone(&store), hlc(), Pool::new(1).unwrap());
         let machine = machines.open(GROUP).unwrap();
         for _ in 0..random.random_range(1..4) {
             let portion = random.random_range(0..=rest.len().min(20));
@@ -297,13 +297,13 @@ async fn check_replicas(node: &Node, random: &mut StdRng) {
     let cut = random.random_range(1..=log.len());
     let (first, second): (Vec<CommittedEntry>, _) = (log[..cut].to_vec(), log[cut..].to_vec());
     let (source, _dir) = memory_store();
-    let machine = ShardStateMachines::new(Arc::clone(&source), hlc())
+    let machine = ShardStateMachines::new(Arc::clone(&source), hlc(), Pool::new(1).unwrap())
         .open(GROUP)
         .unwrap();
     machine.apply(first).unwrap();
     let mut snapshot = machine.snapshot().unwrap();
     let (target, _dir) = memory_store();
-    let machine = ShardStateMachines::new(Arc::clone(&target), hlc())
+    let machine = ShardStateMachines::new(Arc::clone(&target), hlc(), Pool::new(1).unwrap())
         .open(GROUP)
         .unwrap();
     let mut sink = machine.begin_install().unwrap();

@@ -217,9 +217,15 @@ pub trait StateMachines: Send + Sync + 'static {
     fn destroy(&self, group: GroupId) -> Result<(), StateError>;
 }
 
-/// The replicated state of one group. Every method may block on storage: consensus calls them on
-/// threads made for that, never on an async worker.
+/// The replicated state of one group. Every method but [`StateMachine::run`] may block on storage:
+/// consensus calls them on threads made for that, never on an async worker.
 pub trait StateMachine: Send + Sync + 'static {
+    /// Runs `apply` (which calls [`StateMachine::apply`]) soon on a thread that may block. One at a
+    /// time per group. By default on one of tokio's blocking threads.
+    fn run(&self, apply: Box<dyn FnOnce() + Send>) {
+        tokio::task::spawn_blocking(apply);
+    }
+
     /// The `position` stored last, with the state it belongs to; `None` for a pristine group.
     fn applied(&self) -> Result<Option<Bytes>, StateError>;
 

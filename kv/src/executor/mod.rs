@@ -1,15 +1,15 @@
 //! The shard executor: evaluates each command once, at the leader, and replicates its effects.
 //!
 //! ```text
-//! caller ── submit ──► queue ──► executor's thread ── batch ──► log of the group
-//!   ▲                              overlay over the            │
-//!   └──────── replies ◄──────────  applied state  ◄── apply ◄──┘
+//! caller ── submit ──► queue ──► executor ── batch ──► log of the group
+//!   ▲                     overlay over the            │
+//!   └──── replies ◄─────  applied state  ◄── apply ◄──┘
 //! ```
 //!
 //! A [`Shard`] lives as long as the replica. While its node leads the group it runs one executor:
-//! a thread that takes what waits, evaluates each command over the applied state and the effects
-//! that are not applied yet (the overlay), merges the effects into one batch, proposes it, and goes
-//! on with the next without waiting. A batch's commands are answered when the state machine has
+//! a job of the node's [`Pool`] that takes what waits, evaluates each command over the applied state
+//! and the effects that are not applied yet (the overlay), merges the effects into one batch,
+//! proposes it, and goes on with the next without waiting. A batch's commands are answered when the state machine has
 //! applied it here, straight from apply.
 //!
 //! # Invariants
@@ -19,7 +19,7 @@
 //! 3. A life ends at its first refused or ignored batch, or with its leadership; the next one begins
 //!    with an empty overlay ([`life`]).
 //! 4. A read is evaluated first and proved after ([`life`], [`evaluate`]).
-//! 5. Storage is read on the executor's thread; a caller's thread reads the row cache only.
+//! 5. Storage is read on the pool's threads; a caller's thread reads the row cache only.
 //! 6. An executor only wakes who watches a key; its end wakes all ([`watches`]).
 //! 7. What a command writes, be it the deletion of an expired key that a read found, is applied
 //!    before the command is answered.
@@ -32,6 +32,7 @@ pub(crate) mod evaluate;
 pub(crate) mod life;
 mod metrics;
 mod overlay;
+pub(crate) mod pool;
 mod queue;
 mod reply;
 pub(crate) mod requests;
@@ -40,7 +41,6 @@ pub(crate) mod transactions;
 mod watches;
 
 use std::ops::Range;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,9 +56,11 @@ use entry::Incarnation;
 use evaluate::CachedRows;
 use life::{Answer, Life};
 pub use metrics::ShardMetrics;
+pub use pool::Pool;
 use queue::{Command, Refusal};
 pub(crate) use reply::ReplyFuture;
 use reply::{ReplyGroup, Responder};
+use run::{Executor, ExecutorJob};
 
 use crate::hlc::Hlc;
 use crate::state_machine::ShardState;
@@ -156,6 +158,8 @@ pub struct ShardParts {
     pub sweeps: Arc<[Arc<dyn Sweep>]>,
     /// Where the shards tell of locks whose coordinator may be gone.
     pub doubts: Arc<Doubts>,
+    /// Where all of them evaluate.
+    pub pool: Arc<Pool>,
 }
 
 /// After an executor died under a leadership that goes on, the next one begins this much later; the
@@ -490,31 +494,16 @@ impl<E: Engine> Shard<E> {
         self.tasks
             .spawn(prove(Arc::clone(&self.engine), Arc::clone(&life)));
 
-        let executor = run::Executor {
+        let executor = Executor {
             engine: Arc::clone(&self.engine),
             state: Arc::clone(&self.state),
             life: Arc::clone(&life),
             parts: self.parts.clone(),
             owned: self.owned.clone(),
         };
-        let running = self.tasks.token();
-        let name = format!("shard-{}", self.group());
-        let spawned = std::thread::Builder::new().name(name).spawn({
-            let life = Arc::clone(&life);
-            move || {
-                let ran = std::panic::catch_unwind(AssertUnwindSafe(|| executor.run()));
-                if ran.is_err() {
-                    // The panic's message and place are on stderr. Its command is not retried here.
-                    tracing::error!("an executor panicked; the shard goes on with a new one");
-                }
-                life.kill();
-                drop(running);
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::error!(%error, "no thread for a shard's executor");
-            life.kill();
-        }
+        executor.begin();
+        let job = ExecutorJob::new(executor, self.tasks.token());
+        life.queue.set_job(self.parts.pool.add(Box::new(job)));
         life
     }
 

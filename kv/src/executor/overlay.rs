@@ -8,7 +8,7 @@
 //!    cache show it: a reader that looks here first never misses an effect.
 //! 2. A row in `rows` is newer than every range deletion that covers it: a range deletion takes
 //!    what it covers out of `rows`.
-//! 3. Owned by the executor's thread: no lock.
+//! 3. Owned by the executor: no lock.
 //! 4. No row is in a gap, neither here nor in the applied state: only the executor's commands change
 //!    rows, and each row they put is taken out of the gaps.
 

@@ -1,17 +1,18 @@
-//! The bounded queue between the callers of a shard and its executor's thread.
+//! The bounded queue between the callers of a shard and its executor.
 //!
 //! # Invariants
 //! 1. Bounded by commands and by bytes: what does not fit is refused at once.
 //! 2. A place is given back when its command leaves for evaluation, not when it is handed over.
-//! 3. The executor is woken only if it sleeps and can go on: submitting to a busy one is a push.
+//! 3. The executor's job is woken only if it sleeps and can go on: submitting to a busy one is a
+//!    push.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, OnceLock};
 
 use leadline_raft::Context;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use super::pool::JobHandle;
 use super::reply::Responder;
 use super::{Once, ShardConfig};
 use crate::Operation;
@@ -44,13 +45,13 @@ struct State {
     asleep: bool,
 }
 
-/// Why the executor's thread goes on.
+/// What there is to do for the executor.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Woken {
+pub(crate) enum Found {
     /// There are commands, and there is room for a batch.
     Work,
-    /// The time given has come.
-    Time,
+    /// Nothing before something changes: the queue wakes the executor's job then.
+    Nothing,
     /// The life is over.
     Closed,
 }
@@ -65,7 +66,8 @@ pub(crate) enum Refusal {
 #[derive(Debug)]
 pub(crate) struct Queue {
     state: Mutex<State>,
-    changed: Condvar,
+    /// The executor's job.
+    job: OnceLock<JobHandle>,
     bounds: ShardConfig,
 }
 
@@ -98,9 +100,9 @@ impl Queue {
                 in_flight_bytes: 0,
                 begun: false,
                 closed: false,
-                asleep: false,
+                asleep: true,
             }),
-            changed: Condvar::new(),
+            job: OnceLock::new(),
             bounds: bounds.clone(),
         }
     }
@@ -142,7 +144,7 @@ impl Queue {
             self.wake(&mut state)
         };
         if wake {
-            self.changed.notify_one();
+            self.wake_job();
         }
         match refused {
             None => Ok(()),
@@ -150,50 +152,42 @@ impl Queue {
         }
     }
 
-    /// Waits for work, and moves what waits to the end of `backlog`.
-    pub(crate) fn next(&self, backlog: &mut VecDeque<Command>, until: Option<Instant>) -> Woken {
+    /// Moves what waits to the end of `backlog`, if there is room for a batch.
+    pub(crate) fn next(&self, backlog: &mut VecDeque<Command>) -> Found {
         let mut state = self.state.lock();
-        loop {
-            if state.closed {
-                return Woken::Closed;
-            }
-            if state.work(&self.bounds) {
-                if backlog.is_empty() {
-                    std::mem::swap(backlog, &mut state.waiting);
-                } else {
-                    backlog.append(&mut state.waiting);
-                }
-                return Woken::Work;
-            }
-            state.asleep = true;
-            let timed_out = match until {
-                Some(until) => self.changed.wait_until(&mut state, until).timed_out(),
-                None => {
-                    self.changed.wait(&mut state);
-                    false
-                }
-            };
-            state.asleep = false;
-            if timed_out && !state.closed && !state.work(&self.bounds) {
-                return Woken::Time;
-            }
+        if state.closed {
+            return Found::Closed;
         }
+        if !state.work(&self.bounds) {
+            state.asleep = true;
+            return Found::Nothing;
+        }
+        state.asleep = false;
+        if backlog.is_empty() {
+            std::mem::swap(backlog, &mut state.waiting);
+        } else {
+            backlog.append(&mut state.waiting);
+        }
+        Found::Work
     }
 
-    /// Waits until the life has begun; `false` when it ended first.
-    pub(crate) fn begun(&self) -> bool {
-        let mut state = self.state.lock();
-        while !state.begun && !state.closed {
-            state.asleep = true;
-            self.changed.wait(&mut state);
-            state.asleep = false;
+    /// The job that is woken when there is something to do; set once, before the life begins.
+    pub(crate) fn set_job(&self, job: JobHandle) {
+        let first = self.job.set(job).is_ok();
+        debug_assert!(first, "a queue has one executor");
+        // What came before could wake nobody.
+        self.wake_job();
+    }
+
+    fn wake_job(&self) {
+        if let Some(job) = self.job.get() {
+            job.wake();
         }
-        !state.closed
     }
 
     pub(crate) fn begin(&self) {
         self.state.lock().begun = true;
-        self.changed.notify_one();
+        self.wake_job();
     }
 
     /// Gives back the places of commands that were evaluated or dropped.
@@ -218,7 +212,7 @@ impl Queue {
             self.wake(&mut state)
         };
         if wake {
-            self.changed.notify_one();
+            self.wake_job();
         }
     }
 
@@ -227,7 +221,7 @@ impl Queue {
         let mut state = self.state.lock();
         state.closed = true;
         state.asleep = false;
-        self.changed.notify_one();
+        self.wake_job();
         std::mem::take(&mut state.waiting)
     }
 

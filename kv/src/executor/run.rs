@@ -1,4 +1,5 @@
-//! The executor's thread: takes what waits, evaluates it, proposes what it changed, goes on.
+//! The executor: takes what waits, evaluates it, proposes what it changed, goes on. It is a job of
+//! the node's pool, a batch to a step.
 //!
 //! # Invariants
 //! 1. A command's deadline is looked at just before its evaluation; expired commands are dropped
@@ -10,6 +11,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,12 +20,14 @@ use leadline_raft::Context;
 use leadline_raft::engine::Engine;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::entry::{BatchWriter, encode_begin};
 use super::evaluate::ExecutorRows;
 use super::life::{Answer, Flight, Life, refuse_commands};
 use super::overlay::Overlay;
-use super::queue::{Command, Woken};
+use super::pool::{self, Job};
+use super::queue::{Command, Found};
 use super::reply::Responder;
 use super::requests::{PendingRequests, Verdict};
 use super::transactions::{StepRows, Stepped, Transactions};
@@ -74,7 +78,8 @@ enum Evaluated {
     Locked(AttemptId),
 }
 
-struct Thread<E: Engine> {
+/// A life that has begun.
+struct Living<E: Engine> {
     executor: Executor<E>,
     owned: Range<Bytes>,
     overlay: Overlay,
@@ -82,34 +87,81 @@ struct Thread<E: Engine> {
     transactions: Transactions,
     random: SmallRng,
     batch: Batch,
+    /// Taken from the queue, not evaluated yet.
+    backlog: VecDeque<Command>,
     next_sweep: Instant,
 }
 
-impl<E: Engine> Executor<E> {
-    /// Lives until its life is over. Blocks.
-    pub(super) fn run(self) {
-        if !self.begin() {
-            return;
+/// The job of one life, from its begin to its end.
+pub(super) struct ExecutorJob<E: Engine> {
+    life: Arc<Life>,
+    phase: Phase<E>,
+    /// Tells the shard that it is gone.
+    _running: TaskTrackerToken,
+}
+
+enum Phase<E: Engine> {
+    /// The begin is not applied yet.
+    Starting(Box<Executor<E>>),
+    Living(Box<Living<E>>),
+    Over,
+}
+
+impl<E: Engine> ExecutorJob<E> {
+    pub(super) fn new(executor: Executor<E>, running: TaskTrackerToken) -> Self {
+        Self {
+            life: Arc::clone(&executor.life),
+            phase: Phase::Starting(Box::new(executor)),
+            _running: running,
         }
-        let applied = self.state.owned();
-        let mut thread = Thread {
-            owned: applied.clone().unwrap_or_else(|| self.owned.clone()),
-            overlay: Overlay::new(),
-            requests: PendingRequests::default(),
-            transactions: Transactions::begin(self.state.transactions(), Instant::now()),
-            random: SmallRng::from_os_rng(),
-            batch: Batch::default(),
-            next_sweep: Instant::now() + self.parts.config.sweep_idle,
-            executor: self,
-        };
-        if applied.is_none() {
-            thread.take_ownership();
-        }
-        thread.run();
     }
 
-    /// Proposes the begin of this life and waits until it is applied.
-    fn begin(&self) -> bool {
+    fn go_on(&mut self) -> pool::Step {
+        if let Phase::Starting(_) = &self.phase
+            && let Phase::Starting(executor) = std::mem::replace(&mut self.phase, Phase::Over)
+        {
+            if self.life.is_dead() {
+                return pool::Step::Done;
+            }
+            if !self.life.is_live() {
+                self.phase = Phase::Starting(executor);
+                return pool::Step::Sleep(None);
+            }
+            self.phase = Phase::Living(Box::new(Living::new(*executor)));
+        }
+        match &mut self.phase {
+            Phase::Living(living) => living.step(),
+            Phase::Starting(_) | Phase::Over => pool::Step::Done,
+        }
+    }
+}
+
+impl<E: Engine> Job for ExecutorJob<E> {
+    fn step(&mut self) -> pool::Step {
+        let step = std::panic::catch_unwind(AssertUnwindSafe(|| self.go_on()));
+        let step = step.unwrap_or_else(|_| {
+            // The panic's message and place are on stderr. Its command is not retried here.
+            tracing::error!("an executor panicked; the shard goes on with a new one");
+            pool::Step::Done
+        });
+        if step == pool::Step::Done {
+            self.life.kill();
+            self.phase = Phase::Over;
+        }
+        step
+    }
+}
+
+impl<E: Engine> Drop for Living<E> {
+    fn drop(&mut self) {
+        refuse_commands(std::mem::take(&mut self.backlog));
+        refuse_commands(self.transactions.drain());
+    }
+}
+
+impl<E: Engine> Executor<E> {
+    /// Proposes the begin of this life.
+    pub(super) fn begin(&self) {
         let ctx = Context::with_timeout(self.parts.config.batch_deadline);
         let life = Arc::clone(&self.life);
         self.engine.enqueue(
@@ -123,30 +175,47 @@ impl<E: Engine> Executor<E> {
                 }
             }),
         );
-        self.life.queue.begun()
     }
 }
 
-impl<E: Engine> Thread<E> {
-    fn run(&mut self) {
-        let life = Arc::clone(&self.executor.life);
-        let mut backlog = VecDeque::new();
-        loop {
-            match life.queue.next(&mut backlog, self.wake_at()) {
-                Woken::Closed => break,
-                Woken::Time => self.tidy(),
-                Woken::Work => self.evaluate_batch(&mut backlog),
-            }
-            self.after_transactions();
-            if Instant::now() >= self.next_sweep {
-                self.sweep();
-            }
-            if !self.close_batch() {
-                break;
-            }
+impl<E: Engine> Living<E> {
+    fn new(executor: Executor<E>) -> Self {
+        let applied = executor.state.owned();
+        let mut living = Self {
+            owned: applied.clone().unwrap_or_else(|| executor.owned.clone()),
+            overlay: Overlay::new(),
+            requests: PendingRequests::default(),
+            transactions: Transactions::begin(executor.state.transactions(), Instant::now()),
+            random: SmallRng::from_os_rng(),
+            batch: Batch::default(),
+            backlog: VecDeque::new(),
+            next_sweep: Instant::now() + executor.parts.config.sweep_idle,
+            executor,
+        };
+        if applied.is_none() {
+            living.take_ownership();
         }
-        refuse_commands(backlog);
-        refuse_commands(self.transactions.drain());
+        living
+    }
+
+    fn step(&mut self) -> pool::Step {
+        let found = self.executor.life.queue.next(&mut self.backlog);
+        match found {
+            Found::Closed => return pool::Step::Done,
+            Found::Nothing => self.tidy(),
+            Found::Work => self.evaluate_batch(),
+        }
+        self.after_transactions();
+        if Instant::now() >= self.next_sweep {
+            self.sweep();
+        }
+        if !self.close_batch() {
+            return pool::Step::Done;
+        }
+        match found {
+            Found::Work => pool::Step::Again,
+            _ => pool::Step::Sleep(self.wake_at()),
+        }
     }
 
     /// Evaluates what waited for a lock that is gone, and has overdue locks resolved.
@@ -191,14 +260,14 @@ impl<E: Engine> Thread<E> {
         self.requests.prune(applied);
     }
 
-    /// Evaluates from the front of `backlog` until the batch is full.
-    fn evaluate_batch(&mut self, backlog: &mut VecDeque<Command>) {
+    /// Evaluates from the front of the backlog until the batch is full.
+    fn evaluate_batch(&mut self) {
         self.tidy();
         let config = &self.executor.parts.config;
         let (most_commands, most_bytes) = (config.batch_commands, config.batch_bytes);
         while self.batch.commands < most_commands
             && self.batch_bytes() < most_bytes
-            && let Some(command) = backlog.pop_front()
+            && let Some(command) = self.backlog.pop_front()
         {
             self.batch.commands += 1;
             self.batch.bytes += command.size;

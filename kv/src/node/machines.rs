@@ -53,6 +53,10 @@ struct Watched {
 }
 
 impl StateMachine for Watched {
+    fn run(&self, apply: Box<dyn FnOnce() + Send>) {
+        self.inner.run(apply);
+    }
+
     fn applied(&self) -> Result<Option<Bytes>, StateError> {
         self.inner.applied()
     }

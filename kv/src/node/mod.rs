@@ -47,7 +47,7 @@ use crate::blobs::{BlobMetrics, BlobService, Blobs, ReplicatedBlobs};
 use crate::catalog::{Addresses, Catalog, CatalogCopy, MetaCodec, MetaOperation, ROW};
 use crate::cluster::{ClusterService, Controller};
 use crate::coordinator::{HostedShard, backoff};
-use crate::executor::{Shard, ShardConfig, ShardMetrics, ShardParts};
+use crate::executor::{Pool, Shard, ShardConfig, ShardMetrics, ShardParts};
 use crate::hlc::Hlc;
 use crate::metrics::CoordinatorMetrics;
 use crate::proxy::{ForwardService, LeaderProxy, Links, MOST_MESSAGE_BYTES};
@@ -127,9 +127,12 @@ impl Node {
         let mut chunks_failed = chunks.failed();
 
         let hlc = Arc::new(Hlc::new());
+        let pool = Pool::for_this_machine()
+            .map_err(|error| OpenError::Invalid(format!("cannot start threads: {error}")))?;
         let machines = Arc::new(ShardStateMachines::new(
             Arc::clone(&store),
             Arc::clone(&hlc),
+            Arc::clone(&pool),
         ));
         let watched = Arc::new(WatchedMachines::new(
             Arc::clone(&machines) as Arc<dyn StateMachines>
@@ -213,6 +216,7 @@ impl Node {
                 metrics: shard_metrics,
                 sweeps: config.sweeps.clone().into(),
                 doubts: Arc::clone(&doubts),
+                pool,
             },
             shards: Mutex::default(),
             tasks: TaskTracker::new(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use leadline_kv::executor::{
-    Once, Order, Shard, ShardConfig, ShardMetrics, ShardParts, Submission, Sweep,
+    Once, Order, Pool, Shard, ShardConfig, ShardMetrics, ShardParts, Submission, Sweep,
 };
 use leadline_kv::hlc::Hlc;
 use leadline_kv::state_machine::{ShardState, ShardStateMachines};
@@ -293,9 +293,11 @@ impl Node {
         let wall = Arc::new(AtomicU64::new(1_000));
         let clock = Arc::clone(&wall);
         let hlc = Arc::new(Hlc::with_wall(move || clock.load(Ordering::SeqCst)));
+        let pool = Pool::new(1).unwrap();
         let machines = Arc::new(ShardStateMachines::new(
             Arc::clone(&store),
             Arc::clone(&hlc),
+            Arc::clone(&pool),
         ));
         let state = machines.state(GROUP).unwrap();
         let recorder = Recorder {
@@ -309,6 +311,7 @@ impl Node {
             metrics: ShardMetrics::default(),
             sweeps,
             doubts: Arc::default(),
+            pool,
         };
         let shard = Shard::new(Arc::clone(&engine), Arc::clone(&state), owned(), &parts);
         Self {

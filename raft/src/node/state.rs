@@ -1,8 +1,9 @@
 //! A group's [`StateMachine`] as openraft drives it.
 //!
 //! # Invariants
-//! 1. What may block runs on tokio's blocking threads, one call at a time per group (except the
-//!    flush and the view of a snapshot, which never stop an apply).
+//! 1. What may block runs on tokio's blocking threads, applies where the state machine wants them,
+//!    one call at a time per group (except the flush and the view of a snapshot, which never stop
+//!    an apply).
 //! 2. How far the group is is published after the effects are visible and before any proposer is
 //!    answered.
 //! 3. openraft is told of a snapshot only what [`StateMachine::flush`] reported durable: the log is
@@ -19,7 +20,7 @@ use futures::{Stream, TryStreamExt};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::engine::{CommittedEntry, StateError, StateMachine};
 use crate::types::{
@@ -102,7 +103,8 @@ impl StateAdapter {
 
     async fn apply_batch(&mut self, batch: Batch) -> io::Result<()> {
         let shared = self.shared.clone();
-        blocking(move || {
+        let (done, end) = oneshot::channel();
+        let apply = move || {
             let Batch {
                 entries,
                 responders,
@@ -130,8 +132,14 @@ impl StateAdapter {
                 }
             }
             Ok(())
-        })
-        .await
+        };
+        let apply = move || {
+            // openraft waits for the end of an apply as long as it runs.
+            let _ = done.send(apply());
+        };
+        self.shared.machine.run(Box::new(apply));
+        end.await
+            .map_err(|_| io::Error::other("state machine: an apply did not end"))?
     }
 
     fn add(&mut self, batch: &mut Batch, item: EntryResponder<TypeConfig>) {

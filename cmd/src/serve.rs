@@ -13,6 +13,7 @@ use leadline_healthz::{Probes, metrics_router};
 use leadline_http::{HttpMetrics, ListenerOptions, NodeView, watched};
 use leadline_kv::Door;
 use leadline_kv::catalog::Addresses;
+use leadline_kv::executor::Pool;
 use leadline_kv::node::{BlobConfig, Bootstrap, Node, NodeConfig};
 use leadline_raft::engine::{ReadMode, Timing};
 use leadline_raft::{Context, NodeId};
@@ -39,7 +40,11 @@ const OPEN: Duration = Duration::from_secs(300);
 /// One line that says what to do; the process then exits with a code other than 0.
 pub(crate) fn run(settings: Settings) -> Result<(), String> {
     logging::start(&settings.log, settings.log_format)?;
+    // Threads that wait for each other's cores cost more than they bring.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = cores.saturating_sub(Pool::seats_among(cores)).max(1);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
         .enable_all()
         .thread_name("leadline")
         .build()

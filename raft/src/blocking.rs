@@ -16,3 +16,12 @@ pub(crate) async fn run<T: Send + 'static>(
     }
     tokio::task::spawn_blocking(work).await
 }
+
+/// Starts `work`, which may block, on a thread made for that (in a simulation: runs it).
+pub(crate) fn start(work: Box<dyn FnOnce() + Send>) {
+    #[cfg(any(test, feature = "testing"))]
+    if crate::testing::seeded::is_seeded() {
+        return work();
+    }
+    tokio::task::spawn_blocking(work);
+}

@@ -223,7 +223,7 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Runs `apply` (which calls [`StateMachine::apply`]) soon on a thread that may block. One at a
     /// time per group. By default on one of tokio's blocking threads.
     fn run(&self, apply: Box<dyn FnOnce() + Send>) {
-        tokio::task::spawn_blocking(apply);
+        crate::blocking::start(apply);
     }
 
     /// The `position` stored last, with the state it belongs to; `None` for a pristine group.

@@ -12,6 +12,7 @@ mod ids;
 pub mod log;
 pub mod mutations;
 mod node;
+mod runtime;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tls;

@@ -79,7 +79,7 @@ impl<T: Send + 'static> openraft::raft::responder::Responder<TypeConfig, T> for 
 #[cfg(any(test, feature = "testing"))]
 type AsyncRuntime = crate::testing::seeded::SeededRuntime;
 #[cfg(not(any(test, feature = "testing")))]
-type AsyncRuntime = openraft::impls::TokioRuntime;
+type AsyncRuntime = crate::runtime::Runtime;
 
 /// openraft's choices of types. One leader per term, as in Ongaro's Raft (`leader_id_std`).
 #[derive(Debug, Clone, Copy, Default, Eq, PartialEq, Ord, PartialOrd)]

@@ -18,6 +18,8 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 /// How long work waits behind a thread that takes its time.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -83,11 +85,21 @@ struct Shared {
     work: Condvar,
     spare: Condvar,
     seats: usize,
+    bell: Bell,
+}
+
+/// Jobs that are to be woken once the tasks that are ready now have had their turn.
+#[derive(Default)]
+struct Bell {
+    jobs: Mutex<Vec<u64>>,
+    rung: Notify,
 }
 
 /// The threads that evaluate and apply; they end with it.
 pub struct Pool {
     shared: Arc<Shared>,
+    /// Serves the bell; ends with the pool.
+    _attendant: JoinSet<()>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -114,7 +126,7 @@ impl std::fmt::Debug for JobHandle {
 }
 
 impl Pool {
-    /// Starts threads of which `seats` run at a time, at least one.
+    /// Starts threads of which `seats` run at a time, at least one. Call within a tokio runtime.
     ///
     /// # Errors
     /// The system gives no more threads.
@@ -129,10 +141,14 @@ impl Pool {
             work: Condvar::new(),
             spare: Condvar::new(),
             seats,
+            bell: Bell::default(),
         });
+        let mut attendant = JoinSet::new();
+        attendant.spawn(Arc::clone(&shared).attend());
         // Ends what was started if a later thread is refused.
         let pool = Arc::new(Self {
             shared: Arc::clone(&shared),
+            _attendant: attendant,
         });
         for me in 0..threads {
             let shared = Arc::clone(&shared);
@@ -143,13 +159,20 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Half the cores: the other half is for connections and consensus.
+    /// A third of the cores: the others are for connections and consensus, see
+    /// [`Pool::seats_among`].
     ///
     /// # Errors
     /// See [`Pool::new`].
     pub fn for_this_machine() -> std::io::Result<Arc<Self>> {
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        Self::new(cores / 2)
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self::new(Self::seats_among(cores))
+    }
+
+    /// How many of `cores` evaluate and apply.
+    #[must_use]
+    pub fn seats_among(cores: usize) -> usize {
+        (cores / 3).max(1)
     }
 
     /// Adds a job, asleep.
@@ -186,13 +209,34 @@ impl Drop for Pool {
 }
 
 impl JobHandle {
-    /// Has the job take a step. Harmless when it is done.
-    pub(crate) fn wake(&self) {
+    /// As [`JobHandle::wake`], once the tasks of the caller's worker that are ready now have had
+    /// their turn: what they bring goes into the same step.
+    pub(crate) fn wake_soon(&self) {
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
-        let mut state = shared.state.lock();
-        let Some(slot) = state.jobs.get_mut(&self.id) else {
+        let first = {
+            let mut jobs = shared.bell.jobs.lock();
+            jobs.push(self.id);
+            jobs.len() == 1
+        };
+        if first {
+            shared.bell.rung.notify_one();
+        }
+    }
+
+    /// Has the job take a step. Harmless when it is done.
+    pub(crate) fn wake(&self) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.wake(self.id);
+        }
+    }
+}
+
+impl Shared {
+    fn wake(&self, id: u64) {
+        let mut state = self.state.lock();
+        let Some(slot) = state.jobs.get_mut(&id) else {
             return;
         };
         match slot.status {
@@ -200,10 +244,10 @@ impl JobHandle {
                 slot.status = Status::Queued;
                 let timer = slot.until.take();
                 if let Some(until) = timer {
-                    state.timers.remove(&(until, self.id));
+                    state.timers.remove(&(until, id));
                 }
-                state.queued.push_back(self.id);
-                shared.call(state);
+                state.queued.push_back(id);
+                self.call(state);
             }
             Status::Stepping => slot.status = Status::Restless,
             Status::Queued | Status::Restless => {}
@@ -299,6 +343,18 @@ impl Shared {
         }
     }
 
+    /// Serves [`JobHandle::wake_soon`].
+    async fn attend(self: Arc<Self>) {
+        loop {
+            self.bell.rung.notified().await;
+            tokio::task::yield_now().await;
+            let jobs = std::mem::take(&mut *self.bell.jobs.lock());
+            for id in jobs {
+                self.wake(id);
+            }
+        }
+    }
+
     fn serve(&self, me: usize) {
         let mut state = self.state.lock();
         loop {
@@ -389,8 +445,8 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
-    #[test]
-    fn a_woken_job_steps_and_sleeps_until_it_is_woken_again() {
+    #[tokio::test]
+    async fn a_woken_job_steps_and_sleeps_until_it_is_woken_again() {
         let pool = Pool::new(1).unwrap();
         let (tx, rx) = mpsc::channel();
         let job = pool.add(Box::new(Steps(move || {
@@ -404,8 +460,8 @@ mod tests {
         assert!(rx.try_recv().is_err());
     }
 
-    #[test]
-    fn a_waking_during_a_step_leads_to_another_step() {
+    #[tokio::test]
+    async fn a_waking_during_a_step_leads_to_another_step() {
         let pool = Pool::new(1).unwrap();
         let (entered_tx, entered) = mpsc::channel();
         let (go, go_rx) = mpsc::channel::<()>();
@@ -422,8 +478,8 @@ mod tests {
         go.send(()).unwrap();
     }
 
-    #[test]
-    fn a_sleeping_job_steps_when_its_time_has_come() {
+    #[tokio::test]
+    async fn a_sleeping_job_steps_when_its_time_has_come() {
         let pool = Pool::new(1).unwrap();
         let (tx, rx) = mpsc::channel();
         let job = pool.add(Box::new(Steps(move || {
@@ -436,8 +492,8 @@ mod tests {
         assert!(second - first >= Duration::from_millis(20));
     }
 
-    #[test]
-    fn a_step_that_takes_long_holds_up_nobody_else() {
+    #[tokio::test]
+    async fn a_step_that_takes_long_holds_up_nobody_else() {
         let pool = Pool::new(1).unwrap();
         let (release, blocked) = mpsc::channel::<()>();
         let (entered_tx, entered) = mpsc::channel();
@@ -452,8 +508,8 @@ mod tests {
         drop(release);
     }
 
-    #[test]
-    fn no_two_steps_of_a_job_run_at_a_time_and_no_more_threads_run_than_there_are_seats() {
+    #[tokio::test]
+    async fn no_two_steps_of_a_job_run_at_a_time_and_no_more_threads_run_than_there_are_seats() {
         let pool = Pool::new(2).unwrap();
         let running = Arc::new(AtomicUsize::new(0));
         let (tx, rx) = mpsc::channel();
@@ -486,8 +542,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_panicking_errand_leaves_the_others_running() {
+    #[tokio::test]
+    async fn a_panicking_errand_leaves_the_others_running() {
         let pool = Pool::new(1).unwrap();
         pool.run(Box::new(|| panic!("on purpose")));
         let (tx, rx) = mpsc::channel();

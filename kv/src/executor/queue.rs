@@ -143,8 +143,8 @@ impl Queue {
             }
             self.wake(&mut state)
         };
-        if wake {
-            self.wake_job();
+        if wake && let Some(job) = self.job.get() {
+            job.wake_soon();
         }
         match refused {
             None => Ok(()),

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use openraft::AsyncRuntime;
 use openraft::OptionalSend;
-use openraft::impls::TokioRuntime;
 use rand_of_openraft::SeedableRng;
 use rand_of_openraft::rngs::StdRng;
+
+use crate::runtime::Runtime;
 
 thread_local! {
     static STATE: Cell<Option<u64>> = const { Cell::new(None) };
@@ -53,56 +54,60 @@ pub(crate) fn duration(range: &Range<Duration>) -> Duration {
     range.start + Duration::from_micros(below(u64::try_from(span).unwrap_or(u64::MAX)))
 }
 
-/// Tokio, whose random numbers are the simulation's.
+/// The runtime, whose random numbers and ticks are the simulation's.
 #[derive(Debug)]
-pub struct SeededRuntime(TokioRuntime);
+pub(crate) struct SeededRuntime(Runtime);
 
 impl AsyncRuntime for SeededRuntime {
-    type JoinError = <TokioRuntime as AsyncRuntime>::JoinError;
-    type JoinHandle<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::JoinHandle<T>;
-    type Sleep = <TokioRuntime as AsyncRuntime>::Sleep;
-    type Instant = <TokioRuntime as AsyncRuntime>::Instant;
-    type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
+    type JoinError = <Runtime as AsyncRuntime>::JoinError;
+    type JoinHandle<T: OptionalSend + 'static> = <Runtime as AsyncRuntime>::JoinHandle<T>;
+    type Sleep = <Runtime as AsyncRuntime>::Sleep;
+    type Instant = <Runtime as AsyncRuntime>::Instant;
+    type TimeoutError = <Runtime as AsyncRuntime>::TimeoutError;
     type Timeout<R, T: Future<Output = R> + OptionalSend> =
-        <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
+        <Runtime as AsyncRuntime>::Timeout<R, T>;
     type ThreadLocalRng = StdRng;
-    type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
-    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
-    type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
-    type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
+    type Mpsc = <Runtime as AsyncRuntime>::Mpsc;
+    type Watch = <Runtime as AsyncRuntime>::Watch;
+    type Oneshot = <Runtime as AsyncRuntime>::Oneshot;
+    type Mutex<T: OptionalSend + 'static> = <Runtime as AsyncRuntime>::Mutex<T>;
 
     fn spawn<T>(future: T) -> Self::JoinHandle<T::Output>
     where
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        TokioRuntime::spawn(future)
+        Runtime::spawn(future)
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {
-        TokioRuntime::sleep(duration)
+        Runtime::sleep(duration)
     }
 
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        TokioRuntime::sleep_until(deadline)
+        if is_seeded() {
+            // The common instants of ticks are the process', and outlive a simulation.
+            return Runtime::sleep_exactly_until(deadline);
+        }
+        Runtime::sleep_until(deadline)
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(
         duration: Duration,
         future: F,
     ) -> Self::Timeout<R, F> {
-        TokioRuntime::timeout(duration, future)
+        Runtime::timeout(duration, future)
     }
 
     fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
         deadline: Self::Instant,
         future: F,
     ) -> Self::Timeout<R, F> {
-        TokioRuntime::timeout_at(deadline, future)
+        Runtime::timeout_at(deadline, future)
     }
 
     fn is_panic(join_error: &Self::JoinError) -> bool {
-        TokioRuntime::is_panic(join_error)
+        Runtime::is_panic(join_error)
     }
 
     fn thread_rng() -> StdRng {
@@ -110,7 +115,7 @@ impl AsyncRuntime for SeededRuntime {
     }
 
     fn new(threads: usize) -> Self {
-        Self(TokioRuntime::new(threads))
+        Self(Runtime::new(threads))
     }
 
     fn block_on<F, T>(&mut self, future: F) -> T

@@ -223,7 +223,7 @@ async fn rule_4_a_read_waits_for_a_round_that_begins_after_its_evaluation() {
         }
         let threads = command.evaluated.lock().clone();
         assert_eq!(threads.len(), 1);
-        assert_eq!(threads[0] == "shard-1", thread_is_executors);
+        assert_eq!(threads[0].starts_with("shards-"), thread_is_executors);
         assert!(futures::poll!(&mut read).is_pending());
         node.engine.open_verify();
         assert_eq!(text(read.await), "v");
@@ -364,9 +364,9 @@ async fn rule_4_a_read_of_two_rows_sees_one_instant() {
     assert!(cached > 0, "the caller's thread answered none");
 }
 
-/// Rule 5: the caller's thread answers from the cache; storage is read on the executor's thread.
+/// Rule 5: the caller's thread answers from the cache; storage is read on the pool's threads.
 #[tokio::test]
-async fn rule_5_storage_is_read_on_the_executors_thread() {
+async fn rule_5_storage_is_read_on_the_pools_threads() {
     let node = Node::new();
     node.ready().await;
     node.run("n", What::Set(Bytes::from_static(b"v")))
@@ -375,7 +375,8 @@ async fn rule_5_storage_is_read_on_the_executors_thread() {
     let (cold, warm) = (Command::new("n", What::Get), Command::new("n", What::Get));
     assert_eq!(text(node.submit(&soon(), &cold).await), "v");
     assert_eq!(text(node.submit(&soon(), &warm).await), "v");
-    assert_eq!(*cold.evaluated.lock(), ["shard-1"]);
+    assert_eq!(cold.evaluated.lock().len(), 1);
+    assert!(cold.evaluated.lock()[0].starts_with("shards-"));
     assert!(!warm.evaluated.lock()[0].starts_with("shard"));
 }
 

@@ -27,7 +27,7 @@ use super::coordinate::{Network, TransactionCoordinator};
 use super::resolve::{Doubt, Doubts};
 use super::steps::TransactionOperation;
 use crate::coordinator::PendingReply;
-use crate::executor::{Order, Shard, ShardConfig, ShardMetrics, ShardParts, Submission};
+use crate::executor::{Order, Pool, Shard, ShardConfig, ShardMetrics, ShardParts, Submission};
 use crate::hlc::Hlc;
 use crate::metrics::CoordinatorMetrics;
 use crate::state_machine::{ShardState, ShardStateMachines};
@@ -217,7 +217,8 @@ impl Cluster {
         };
         let store = Store::open(dir.path(), options).unwrap().store;
         let hlc = Arc::new(Hlc::new());
-        let machines = ShardStateMachines::new(store, Arc::clone(&hlc));
+        let pool = Pool::new(1).unwrap();
+        let machines = ShardStateMachines::new(store, Arc::clone(&hlc), Arc::clone(&pool));
         let doubts = Arc::new(Doubts::default());
         let shards = (0..SHARDS)
             .map(|at| {
@@ -234,6 +235,7 @@ impl Cluster {
                     metrics: metrics.clone(),
                     sweeps: Arc::new([]),
                     doubts: Arc::clone(&doubts),
+                    pool: Arc::clone(&pool),
                 };
                 let shard = Shard::new(Arc::clone(&engine), Arc::clone(&state), owned(at), &parts);
                 TestShard {

@@ -540,7 +540,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Some(spec) => self.submit(begun, spec, args, own, ctx),
                 None => self.refuse(begun, commands::unknown(&args)),
             },
-            Ok(script::Begun::Reply(reply)) => self.push(begun, reply, None),
             Ok(script::Begun::Waits(reply)) => {
                 self.push(begun, reply, None);
                 self.barrier = !self.queue.is_empty();

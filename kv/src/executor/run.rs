@@ -494,7 +494,8 @@ impl<E: Engine> Living<E> {
             }
             (None, Err(RowError::Ended)) => match ctx.ended() {
                 Some(ended) => KvError::NotApplied(ended),
-                None => KvError::Storage("a command ended before its context".to_owned()),
+                // A script ends a little earlier, so that its client hears of it.
+                None => KvError::NotApplied(leadline_raft::Ended::Deadline),
             },
         };
         self.overlay.roll_back();

@@ -75,9 +75,7 @@ impl Scripted {
 pub(crate) enum Begun {
     /// The command over rows with these arguments.
     Run(Vec<Bytes>),
-    /// A reply to come, for a command that has begun.
-    Reply(PendingReply),
-    /// A reply to come, for one that begins later: those behind it wait.
+    /// A reply to come. Those behind it wait: it begins later, or may be a transaction.
     Waits(PendingReply),
 }
 
@@ -211,7 +209,7 @@ pub(crate) fn begin(
                 session.resp,
             )?);
             let store = asker.ask(stored::WRITE.name, [b"SEEN".as_slice().into(), body])?;
-            Ok(Begun::Reply(PendingReply::running(Box::pin(async move {
+            Ok(Begun::Waits(PendingReply::running(Box::pin(async move {
                 // A script that could not be stored is still known here: EVAL does not fail for it.
                 let stored = tokio::time::timeout(STORE, store);
                 let (reply, _) = tokio::join!(running, stored);
@@ -255,7 +253,7 @@ pub(crate) fn begin(
             if let Some(known) = (&mut current).now_or_never() {
                 return match known {
                     Ok(catalogue) => found(catalogue).map(Begun::Run),
-                    Err(error) => Ok(Begun::Reply(PendingReply::ready(Err(error)))),
+                    Err(error) => Ok(Begun::Waits(PendingReply::ready(Err(error)))),
                 };
             }
             Ok(Begun::Waits(PendingReply::running(Box::pin(async move {

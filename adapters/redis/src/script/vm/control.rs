@@ -4,7 +4,7 @@
 //! 1. A script that is to end ends, whatever it catches: from the moment of the decision on, every
 //!    instruction of the VM raises the error again.
 //! 2. What was stopped has no effect: its command fails, and its rows are rolled back below.
-//! 3. A VM in which a script was stopped is not used again.
+//! 3. A VM whose every instruction fails is not used again.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -20,6 +20,9 @@ use parking_lot::Mutex;
 
 /// The context is looked at once per this many instructions: some tens of microseconds.
 const LOOK_EVERY: u32 = 1024;
+
+/// What is left of a deadline for the answer that the script was stopped; at most a tenth.
+const ANSWER: Duration = Duration::from_millis(50);
 
 /// Why a script was stopped.
 #[derive(Clone, Debug)]
@@ -46,9 +49,13 @@ pub(super) fn stopping() -> mlua::Error {
 pub(super) struct Control {
     running: Arc<Running>,
     ctx: RefCell<Option<Context>>,
+    /// When the script ends: before its context, so that the client still hears of it.
+    ends: Cell<Option<tokio::time::Instant>>,
     stop: RefCell<Option<Stop>>,
     /// As `stop`, for a cheap look.
     stopped: Cell<bool>,
+    /// Every instruction fails.
+    spent: Cell<bool>,
 }
 
 impl Control {
@@ -56,14 +63,17 @@ impl Control {
         let control = Rc::new(Self {
             running: Running::register(),
             ctx: RefCell::new(None),
+            ends: Cell::new(None),
             stop: RefCell::new(None),
             stopped: Cell::new(false),
+            spent: Cell::new(false),
         });
         let watched = Rc::clone(&control);
         let triggers = HookTriggers::new().every_nth_instruction(LOOK_EVERY);
         lua.set_global_hook(triggers, move |lua, _| {
             watched.look();
             if watched.stopped.get() {
+                watched.spent.set(true);
                 raise_everywhere(lua)?;
                 return Err(stopping());
             }
@@ -74,6 +84,8 @@ impl Control {
 
     /// A script, or the function that `command` calls, begins under `ctx`.
     pub(super) fn begin(&self, ctx: Context, command: Option<Vec<Bytes>>) {
+        let margin = (ctx.remaining() / 10).min(ANSWER);
+        self.ends.set(ctx.deadline().checked_sub(margin));
         *self.ctx.borrow_mut() = Some(ctx);
         let kind = match command {
             None => Kind::Script,
@@ -101,6 +113,11 @@ impl Control {
         self.stopped.set(true);
     }
 
+    /// Whether the VM cannot be used again.
+    pub(super) fn is_spent(&self) -> bool {
+        self.spent.get()
+    }
+
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.get()
     }
@@ -116,7 +133,11 @@ impl Control {
             .borrow()
             .as_ref()
             .is_some_and(|ctx| ctx.ended().is_some());
-        if ended {
+        let late = self
+            .ends
+            .get()
+            .is_some_and(|ends| ends <= tokio::time::Instant::now());
+        if ended || late {
             self.stop(Stop::Ended);
         }
     }

@@ -199,7 +199,10 @@ impl Vm {
     }
 
     fn is_reusable(&mut self) -> bool {
-        if self.spent || self.scripts.len() + self.libraries.len() > KEPT_SCRIPTS {
+        if self.spent
+            || self.control.is_spent()
+            || self.scripts.len() + self.libraries.len() > KEPT_SCRIPTS
+        {
             return false;
         }
         if self.lua.used_memory() <= KEPT_MEMORY {
@@ -213,18 +216,15 @@ impl Vm {
     fn ended<R>(&mut self, result: Result<R, ReplyError>) -> Result<R, ReplyError> {
         match self.control.end() {
             None => result,
-            Some(stop) => {
-                self.spent = true;
-                Err(ReplyError::Rows(match stop {
-                    Stop::Ended => leadline_kv::RowError::Ended,
-                    Stop::Killed => leadline_kv::RowError::Refused(
-                        "Error running script: killed by user with SCRIPT KILL or FUNCTION KILL; \
+            Some(stop) => Err(ReplyError::Rows(match stop {
+                Stop::Ended => leadline_kv::RowError::Ended,
+                Stop::Killed => leadline_kv::RowError::Refused(
+                    "Error running script: killed by user with SCRIPT KILL or FUNCTION KILL; \
                          nothing of it was applied"
-                            .to_owned(),
-                    ),
-                    Stop::Rows(error) => error,
-                }))
-            }
+                        .to_owned(),
+                ),
+                Stop::Rows(error) => error,
+            })),
         }
     }
 

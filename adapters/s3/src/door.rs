@@ -257,6 +257,7 @@ async fn answer(State(door): State<S3Door>, request: Request) -> Response {
     let mut running = Running::begin(door.metrics());
     let seen = Seen::default();
     let (parts, body) = request.into_parts();
+    let sent = parts.method != Method::HEAD;
     let id = format!("{:016X}", rand::random::<u64>());
     let mut response = match request_context(&parts, door.fallback) {
         Err(wrong) => rendered(S3Error::with_message(
@@ -277,6 +278,7 @@ async fn answer(State(door): State<S3Door>, request: Request) -> Response {
                 Body::new(Guarded {
                     body,
                     metrics: door.metrics().clone(),
+                    sent,
                     _gone: gone,
                 })
             })
@@ -295,6 +297,8 @@ async fn answer(State(door): State<S3Door>, request: Request) -> Response {
 struct Guarded {
     body: Body,
     metrics: S3Metrics,
+    /// The answer to a HEAD has a body that nobody sends.
+    sent: bool,
     _gone: ContextGuard,
 }
 
@@ -320,7 +324,7 @@ impl http_body::Body for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        if self.body.size_hint().exact().is_some_and(|left| left > 0) {
+        if self.sent && self.body.size_hint().exact().is_some_and(|left| left > 0) {
             self.metrics.client_gone.inc();
             tracing::debug!("an S3 client left before the end of a body");
         }

@@ -121,6 +121,49 @@ fn a_torn_tail_is_cut_and_what_was_synced_before_it_stays() {
     assert_eq!(store.read(chunk(3).0).unwrap(), Some(chunk(3).1));
 }
 
+/// Sectors reach a disk in any order: what lies behind a hole in the last write was not synced either.
+#[test]
+fn a_last_write_that_is_not_whole_is_cut_from_its_hole_on() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let store = open(&disk);
+    let later = |i| {
+        let (name, bytes) = chunk(i);
+        let (store, ctx) = (&store, seconds(60));
+        let crc = crc32c::crc32c(&bytes);
+        async move { store.write(&ctx, name, crc, bytes, None).await }
+    };
+    rt.block_on(async {
+        let held = disk.hold_syncs();
+        let mut writes = FuturesUnordered::new();
+        writes.push(later(0));
+        assert!(writes.next().now_or_never().is_none());
+        // Taken by the writer, which waits for its sync: the next three share a write.
+        while !store.shared.queue.lock().ops.is_empty() {
+            std::thread::yield_now();
+        }
+        writes.extend([later(1), later(2), later(3)]);
+        assert!(writes.next().now_or_never().is_none());
+        drop(held);
+        while let Some(written) = writes.next().await {
+            written.unwrap();
+        }
+    });
+    disk.kill_after(0);
+    store.close();
+    disk.restart();
+    let hole: u64 = (0..2).map(|i| record::stride(chunk(i).0.len)).sum();
+    let hole = DATA_START + hole;
+    disk.flip(&segment(1), hole as usize + RECORD_HEADER + 5);
+    let store = open(&disk);
+    let torn = Found {
+        damaged: 0,
+        torn: true,
+    };
+    assert_eq!(store.found(), torn);
+    assert!(store.contains(chunk(0).0) && store.contains(chunk(1).0));
+    assert!(!store.contains(chunk(2).0) && !store.contains(chunk(3).0));
+}
+
 #[test]
 fn damage_before_a_synced_write_is_reported_and_costs_that_chunk_only() {
     let (rt, disk) = (runtime(), Disk::default());

@@ -33,7 +33,6 @@ use crate::run::Plan;
     name = "leadline-jepsen",
     about = "Hurts real Leadline processes and checks what their clients were told",
     max_term_width = 100,
-    args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  \
         leadline-jepsen --workload append --nemesis halves,kill-one --time-limit 60 --rate 300 --seed 7\n  \
         leadline-jepsen --workload all --nemesis all --nodes 5 --time-limit 1800\n  \
@@ -417,6 +416,23 @@ impl Stage {
             }
         };
         Cluster::start(network, system, machines).await
+    }
+
+    /// The same stage under another load.
+    fn under(&self, (clients, rate): (u32, u32)) -> Self {
+        let args = ClusterArgs {
+            clients,
+            rate,
+            ..self.args.clone()
+        };
+        Self {
+            args,
+            mode: self.mode,
+            prefix: self.prefix.clone(),
+            binary: self.binary.clone(),
+            out: self.out.clone(),
+            seed: self.seed,
+        }
     }
 
     async fn one_shard(&self) -> Result<Cluster, String> {

@@ -96,7 +96,7 @@ fn names(plan: &Plan) -> String {
 }
 
 fn latencies(ops: &[Op], end: End) -> Option<(Duration, Duration, Duration)> {
-    let mut histogram = Histogram::<u64>::new(3).ok()?;
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).ok()?;
     for op in ops.iter().filter(|op| op.end == end) {
         histogram.saturating_record((op.returned.saturating_sub(op.called) / 1000).max(1));
     }

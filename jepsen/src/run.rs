@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use jepsen::check::deadline::{self, Stall};
 use jepsen::check::{Anomaly, Validity, Verdict};
 use jepsen::history::{self, Action, End, Fault, Op};
-use rand::SeedableRng;
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Reply};
@@ -109,6 +109,7 @@ async fn work(load: Arc<Load>, number: usize, seed: u64) -> Vec<Op> {
             };
             count.fetch_add(1, Ordering::Relaxed);
             let is_over = answer.end != End::Ok;
+            let broken = answer.broken;
             ops.push(Op {
                 process,
                 node: u8::try_from(at + 1).unwrap_or(u8::MAX),
@@ -123,8 +124,9 @@ async fn work(load: Arc<Load>, number: usize, seed: u64) -> Vec<Op> {
                 // A process whose operation is open does nothing else, ever.
                 process = load.processes.fetch_add(1, Ordering::Relaxed);
             }
-            if is_over {
-                // Through another node: this one may be the one that is hurt.
+            if is_over && (broken || random.random_bool(0.5)) {
+                // Through another node: this one may be the one that is hurt. Not always: those who
+                // stay see what it says when it wakes up.
                 break;
             }
         }

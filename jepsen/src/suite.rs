@@ -79,33 +79,36 @@ struct Mutation {
     workloads: &'static [Kind],
     faults: &'static str,
     options: &'static [&'static str],
+    /// Clients, and operations per second of all.
+    load: (u32, u32),
 }
 
-/// Those of `raft/src/mutations.rs`.
-const MUTATIONS: [Mutation; 4] = [
-    Mutation {
-        name: "no-fence",
-        workloads: &[Kind::Counter, Kind::Append, Kind::Register],
-        faults: "transfer,transfer+reorder,pause,reorder+blackhole",
-        options: &[],
-    },
+/// Those of `raft/src/mutations.rs` that clients of real processes can see. `no-fence` needs proposals
+/// that change places between executor and log: `kv/tests/executor_model.rs` makes them do so, and
+/// fails under `LEADLINE_MUTATION=no-fence`.
+const MUTATIONS: [Mutation; 3] = [
     Mutation {
         name: "no-validate",
         workloads: &[Kind::Append, Kind::Wr],
         faults: "none",
         options: &[],
+        load: (16, 600),
     },
     Mutation {
         name: "no-fsync",
         workloads: &[Kind::Set, Kind::Register, Kind::Append],
         faults: "power-cut",
         options: &[],
+        load: (10, 300),
     },
     Mutation {
         name: "no-lease-margin",
         workloads: &[Kind::Register, Kind::Counter],
-        faults: "blackhole,halves",
-        options: &["--read-mode", "lease"],
+        // A leader that wakes up believes in its lease until it looks. Many slow clients: some ask
+        // it while it sleeps, after others were answered by the next leader.
+        faults: "pause",
+        options: &["--read-mode", "lease", "--shards", "1"],
+        load: (150, 150),
     },
 ];
 
@@ -122,6 +125,7 @@ pub(crate) async fn mutations(stage: &Stage, only: &[String]) -> Result<Ended, S
         let faults = stage.faults(&names)?;
         let environment = [("LEADLINE_MUTATION".to_owned(), mutation.name.to_owned())];
         let outcome = stage
+            .under(mutation.load)
             .run_with(
                 mutation.workloads,
                 &faults,
@@ -136,7 +140,8 @@ pub(crate) async fn mutations(stage: &Stage, only: &[String]) -> Result<Ended, S
                 .anomalies
                 .iter()
                 .map(|anomaly| anomaly.class.as_str())
-                .filter(|class| !matches!(*class, "late" | "unavailable"))
+                // Nodes that refuse to start after a power cut found it out themselves.
+                .filter(|class| *class != "late")
                 .collect();
             classes.dedup();
             classes

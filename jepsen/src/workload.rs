@@ -10,6 +10,7 @@ use jepsen::check::{self, Verdict};
 use jepsen::history::{Action, End, Key, Mop, Op};
 use rand::Rng;
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 
 use crate::client::{Client, Failed, Reply};
 
@@ -72,12 +73,22 @@ pub(crate) struct Abilities {
     pub(crate) deadlines: bool,
 }
 
+/// How several things are asked at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// MULTI, EXEC and WATCH.
+    Exec,
+    /// EVAL.
+    Script,
+    /// MSET or MGET, where one of them will do.
+    Command,
+}
+
 /// An operation, as it will be asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     pub(crate) action: Action,
-    /// By a script, or by MULTI, EXEC and WATCH.
-    by_script: bool,
+    way: Way,
     /// A deadline of its own.
     deadline: Option<Duration>,
 }
@@ -163,6 +174,8 @@ pub(crate) struct Answer {
     pub(crate) action: Action,
     pub(crate) end: End,
     pub(crate) error: Option<String>,
+    /// The connection is of no more use.
+    pub(crate) broken: bool,
 }
 
 /// Why an operation has no answer.
@@ -247,6 +260,29 @@ impl Workload {
                         to: self.value(),
                     },
                 }
+            }
+            Kind::Wr if random.random_bool(0.4) => {
+                let count = random.random_range(2..=4);
+                let first = (self.rotating(kind, 1, 5 * second, random) - base(kind)) * 6;
+                let writes = random.random_bool(0.5);
+                let mut keys: Vec<Key> = (0..6).collect();
+                keys.shuffle(random);
+                let mops = keys[..count]
+                    .iter()
+                    .map(|key| {
+                        let key = base(kind) + first + key;
+                        if writes {
+                            Mop::Write(key, self.value())
+                        } else {
+                            Mop::Read(key, None)
+                        }
+                    })
+                    .collect();
+                return Ask {
+                    action: Action::Txn(mops),
+                    way: Way::Command,
+                    deadline: None,
+                };
             }
             Kind::Append | Kind::Wr => {
                 let count = random.random_range(1..=4);
@@ -342,7 +378,11 @@ impl Workload {
         };
         Ask {
             action,
-            by_script: self.abilities.lua && random.random_bool(0.4),
+            way: if self.abilities.lua && random.random_bool(0.4) {
+                Way::Script
+            } else {
+                Way::Exec
+            },
             deadline: deadline.filter(|_| self.abilities.deadlines),
         }
     }
@@ -386,7 +426,7 @@ impl Workload {
         let mut ask = |action| {
             asks.push(Ask {
                 action,
-                by_script: false,
+                way: Way::Exec,
                 deadline: None,
             });
         };
@@ -437,7 +477,7 @@ impl Workload {
                     key: base(Kind::Queue) + queue,
                     value: None,
                 },
-                by_script: false,
+                way: Way::Exec,
                 deadline: None,
             })
             .collect()
@@ -462,8 +502,10 @@ impl Workload {
                 action,
                 end: End::Ok,
                 error: None,
+                broken: false,
             },
             Err(missing) => {
+                let broken = matches!(missing, Missing::Failed(_) | Missing::Strange(_));
                 let (end, error) = match missing {
                     Missing::Said(line) => (means(&line), line),
                     Missing::Failed(failed @ Failed::Connect(_)) => (End::Fail, failed.to_string()),
@@ -475,6 +517,7 @@ impl Workload {
                     action: ask.action.clone(),
                     end,
                     error: Some(error),
+                    broken,
                 }
             }
         }
@@ -510,7 +553,7 @@ impl Workload {
                 ok(one(&["SET", &name(*key), &value, "PX", &ttl]).await?)?;
                 ask.action.clone()
             }
-            Action::Cas { key, to, .. } if ask.by_script => {
+            Action::Cas { key, to, .. } if ask.way == Way::Script => {
                 let name = name(*key);
                 let Some(from) = register(*key, one(&["GET", &name]).await?)? else {
                     return Ok(Action::Read {
@@ -533,12 +576,12 @@ impl Workload {
             }
             Action::Cas { key, to, .. } => return swap(client, *key, *to).await,
             Action::Txn(mops) => {
-                let mops = transact(client, mops, ask.by_script).await?;
+                let mops = transact(client, mops, ask.way).await?;
                 Action::Txn(mops)
             }
             Action::Transfer { from, to, amount } => {
                 let names = [from, to].map(|account| name(base(Kind::Bank) + account));
-                if ask.by_script {
+                if ask.way == Way::Script {
                     let amount = amount.to_string();
                     let [from, to] = &names;
                     match one(&["EVAL", TRANSFER_SCRIPT, "2", from, to, &amount]).await? {
@@ -753,7 +796,7 @@ async fn exec(client: &mut Client, commands: &[Vec<&str>]) -> Result<Vec<Reply>,
     executed(last)
 }
 
-async fn transact(client: &mut Client, mops: &[Mop], by_script: bool) -> Result<Vec<Mop>, Missing> {
+async fn transact(client: &mut Client, mops: &[Mop], way: Way) -> Result<Vec<Mop>, Missing> {
     let names: Vec<String> = mops
         .iter()
         .map(|mop| {
@@ -769,7 +812,9 @@ async fn transact(client: &mut Client, mops: &[Mop], by_script: bool) -> Result<
             Mop::List(..) | Mop::Read(..) => String::new(),
         })
         .collect();
-    let replies = if by_script {
+    let replies = if way == Way::Command {
+        multi_key(client, mops, &names, &values).await?
+    } else if way == Way::Script {
         let lists = matches!(mops.first(), Some(Mop::Append(..) | Mop::List(..)));
         let script = if lists { APPEND_SCRIPT } else { WR_SCRIPT };
         let count = names.len().to_string();
@@ -803,6 +848,32 @@ async fn transact(client: &mut Client, mops: &[Mop], by_script: bool) -> Result<
             })
         })
         .collect()
+}
+
+/// All reads by MGET, or all writes by MSET.
+async fn multi_key(
+    client: &mut Client,
+    mops: &[Mop],
+    names: &[String],
+    values: &[String],
+) -> Result<Vec<Reply>, Missing> {
+    let writes = matches!(mops.first(), Some(Mop::Write(..)));
+    let mut args = vec![if writes { "MSET" } else { "MGET" }];
+    for (name, value) in names.iter().zip(values) {
+        args.push(name);
+        if writes {
+            args.push(value);
+        }
+    }
+    match client.call(&args, PATIENCE).await? {
+        Reply::Error(line) => Err(Missing::Said(line)),
+        reply if writes => {
+            ok(reply)?;
+            Ok(vec![Reply::Text("OK".into()); mops.len()])
+        }
+        Reply::List(replies) => Ok(replies),
+        other => Err(strange(&other)),
+    }
 }
 
 /// WATCH both accounts, read them, and write them in a transaction.

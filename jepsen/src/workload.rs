@@ -497,7 +497,8 @@ impl Workload {
 
     /// Asks, and says what the answer means.
     pub(crate) async fn perform(&self, client: &mut Client, ask: &Ask) -> Answer {
-        match self.attempt(client, ask).await {
+        let mut tried = ask.action.clone();
+        match self.attempt(client, ask, &mut tried).await {
             Ok(action) => Answer {
                 action,
                 end: End::Ok,
@@ -514,7 +515,7 @@ impl Workload {
                     Missing::Strange(what) => (End::Info, what),
                 };
                 Answer {
-                    action: ask.action.clone(),
+                    action: tried,
                     end,
                     error: Some(error),
                     broken,
@@ -523,7 +524,13 @@ impl Workload {
         }
     }
 
-    async fn attempt(&self, client: &mut Client, ask: &Ask) -> Result<Action, Missing> {
+    /// `tried` becomes what may have been applied, as soon as that is known.
+    async fn attempt(
+        &self,
+        client: &mut Client,
+        ask: &Ask,
+        tried: &mut Action,
+    ) -> Result<Action, Missing> {
         let mut one = async |args: &[&str]| -> Result<Reply, Missing> {
             let millis = ask
                 .deadline
@@ -561,6 +568,11 @@ impl Workload {
                         value: None,
                     });
                 };
+                *tried = Action::Cas {
+                    key: *key,
+                    from,
+                    to: *to,
+                };
                 let (old, new) = (from.to_string(), to.to_string());
                 match one(&["EVAL", CAS_SCRIPT, "1", &name, &old, &new]).await? {
                     Reply::Integer(1) => Action::Cas {
@@ -574,7 +586,7 @@ impl Workload {
                     },
                 }
             }
-            Action::Cas { key, to, .. } => return swap(client, *key, *to).await,
+            Action::Cas { key, to, .. } => return swap(client, *key, *to, tried).await,
             Action::Txn(mops) => {
                 let mops = transact(client, mops, ask.way).await?;
                 Action::Txn(mops)
@@ -756,7 +768,12 @@ fn executed(reply: Reply) -> Result<Vec<Reply>, Missing> {
 }
 
 /// WATCH, GET, MULTI, SET, EXEC.
-async fn swap(client: &mut Client, key: Key, to: i64) -> Result<Action, Missing> {
+async fn swap(
+    client: &mut Client,
+    key: Key,
+    to: i64,
+    tried: &mut Action,
+) -> Result<Action, Missing> {
     let name = name(key);
     let watched = client
         .pipeline(&[vec!["WATCH", &name], vec!["GET", &name]], PATIENCE)
@@ -779,6 +796,7 @@ async fn swap(client: &mut Client, key: Key, to: i64) -> Result<Action, Missing>
         client.call(&["UNWATCH"], PATIENCE).await?;
         return Ok(Action::Read { key, value });
     };
+    *tried = Action::Cas { key, from, to };
     let text = to.to_string();
     exec(client, &[vec!["SET", &name, &text]]).await?;
     Ok(Action::Cas { key, from, to })

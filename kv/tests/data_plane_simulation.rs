@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use executor_support::{Command, GROUP, What, key, memory_store, owned, rows_of, submission};
-use leadline_kv::executor::{Once, Shard, ShardConfig, ShardMetrics, ShardParts, Submission};
+use leadline_kv::executor::{Once, Pool, Shard, ShardConfig, ShardMetrics, ShardParts, Submission};
 use leadline_kv::hlc::Hlc;
 use leadline_kv::state_machine::ShardStateMachines;
 use leadline_kv::storage::Store;
@@ -64,6 +64,7 @@ struct Node {
     store: Arc<Store>,
     machines: Arc<Machines>,
     hlc: Arc<Hlc>,
+    pool: Arc<Pool>,
     /// Milliseconds that the node's wall clock is ahead.
     ahead: Arc<AtomicU64>,
     _dir: tempfile::TempDir,
@@ -78,11 +79,14 @@ impl Node {
             let passed = u64::try_from(began.elapsed().as_millis()).unwrap();
             clock.load(Ordering::SeqCst) + passed
         }));
-        let machines = ShardStateMachines::new(Arc::clone(&store), Arc::clone(&hlc));
+        let pool = Pool::new(1).unwrap();
+        let machines =
+            ShardStateMachines::new(Arc::clone(&store), Arc::clone(&hlc), Arc::clone(&pool));
         Self {
             store,
             machines: Arc::new(Machines(Mutex::new(Arc::new(machines)))),
             hlc,
+            pool,
             ahead,
             _dir: dir,
         }
@@ -90,7 +94,11 @@ impl Node {
 
     /// Forgets what was in memory.
     fn forget(&self) {
-        let machines = ShardStateMachines::new(Arc::clone(&self.store), Arc::clone(&self.hlc));
+        let machines = ShardStateMachines::new(
+            Arc::clone(&self.store),
+            Arc::clone(&self.hlc),
+            Arc::clone(&self.pool),
+        );
         *self.machines.0.lock() = Arc::new(machines);
     }
 }
@@ -222,6 +230,7 @@ fn publish(cluster: &SimCluster, nodes: &[Node], world: &World) {
                 metrics: ShardMetrics::default(),
                 sweeps: Arc::new([]),
                 doubts: Arc::default(),
+                pool: Arc::clone(&at.pool),
             };
             Shard::new(group, machines.state(GROUP).unwrap(), owned(), &parts)
         });

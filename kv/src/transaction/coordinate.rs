@@ -38,7 +38,9 @@ use crate::wire::{
     Decide, LockRows, Participant, ReadRows, RowChange, RowRange, RowsRead, ScanRows, SeenRow,
     ValidateRows,
 };
-use crate::{Door, KvError, Operation, Outcome, RequestId, Route, RowError, ScanOrder, Timestamp};
+use crate::{
+    Access, Door, KvError, Operation, Outcome, RequestId, Route, RowError, ScanOrder, Timestamp,
+};
 
 /// After so many failed attempts a transaction locks what it reads too, shard by shard in key order.
 const OPTIMISTIC: u32 = 3;
@@ -91,6 +93,9 @@ pub(crate) struct TransactionCoordinator<N> {
     blocking: Arc<Semaphore>,
     tasks: TaskTracker,
     metrics: CoordinatorMetrics,
+    /// Keys that transactions of this node are about to change: those that want the same key take
+    /// turns here, in the order of their coming, instead of undoing each other's attempts.
+    turns: Mutex<HashMap<Bytes, Arc<tokio::sync::Mutex<()>>>>,
     /// What is to be settled before a request is run again.
     unsettled: Mutex<HashMap<RequestId, Unsettled>>,
     #[cfg(test)]
@@ -158,6 +163,7 @@ impl<N: Network> TransactionCoordinator<N> {
             blocking: Arc::new(Semaphore::new(BLOCKING)),
             tasks: TaskTracker::new(),
             metrics,
+            turns: Mutex::default(),
             unsettled: Mutex::default(),
             #[cfg(test)]
             dies: Mutex::new(None),
@@ -187,6 +193,10 @@ impl<N: Network> TransactionCoordinator<N> {
         {
             return reply;
         }
+        let _turn = match self.turn(&ctx, operation.as_ref()).await {
+            Ok(turn) => turn,
+            Err(ended) => return Err(KvError::NotApplied(ended)),
+        };
         let mut tries = 0;
         loop {
             if let Some(ended) = ctx.ended() {
@@ -205,6 +215,34 @@ impl<N: Network> TransactionCoordinator<N> {
             }
             tries += 1;
         }
+    }
+
+    /// Waits until no other transaction of this node is about to change what `operation` names.
+    async fn turn(
+        self: &Arc<Self>,
+        ctx: &Context,
+        operation: &dyn Operation,
+    ) -> Result<Turn<N>, Ended> {
+        let mut turn = Turn {
+            coordinator: Arc::clone(self),
+            keys: Vec::new(),
+            guards: Vec::new(),
+        };
+        let (Access::Write, Route::Keys(keys)) = (operation.access(), operation.route()) else {
+            return Ok(turn);
+        };
+        turn.keys = keys.to_vec();
+        // In order, so that two never wait for each other.
+        turn.keys.sort_unstable();
+        turn.keys.dedup();
+        for at in 0..turn.keys.len() {
+            let place = {
+                let mut turns = self.turns.lock();
+                Arc::clone(turns.entry(turn.keys[at].clone()).or_default())
+            };
+            turn.guards.push(ctx.run(place.lock_owned()).await?);
+        }
+        Ok(turn)
     }
 
     /// `once` will not be run again.
@@ -906,6 +944,29 @@ impl<N: Network> TransactionCoordinator<N> {
     #[expect(clippy::unused_self, reason = "tests have a body for it")]
     fn dies(&self, _point: Point) -> bool {
         false
+    }
+}
+
+/// A transaction's turn at the keys that it names.
+struct Turn<N: Network> {
+    coordinator: Arc<TransactionCoordinator<N>>,
+    keys: Vec<Bytes>,
+    guards: Vec<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+impl<N: Network> Drop for Turn<N> {
+    fn drop(&mut self) {
+        self.guards.clear();
+        let mut turns = self.coordinator.turns.lock();
+        for key in &self.keys {
+            // Nobody else has it, or waits for it.
+            if turns
+                .get(key)
+                .is_some_and(|place| Arc::strong_count(place) == 1)
+            {
+                turns.remove(key);
+            }
+        }
     }
 }
 

@@ -93,6 +93,9 @@ impl Settings {
             enable_pre_vote: Some(true),
             // A restarted leader may lack entries that it sent out before its own fsync.
             enable_leader_restore: Some(false),
+            // A heartbeat's refusal may come after the appends that made it untrue: a new follower
+            // is then probed again. That no log ever shrinks is for its owner's watermark to tell.
+            allow_log_reversion: Some(true),
             // Ends a livelock under a partial partition.
             quorum_loss_probe_interval: Some(2 * lease),
             removed_leader_step_down: StepDownPolicy::After(150),

@@ -59,11 +59,6 @@ impl<'a> Args<'a> {
         u64::try_from(self.integer()?).map_err(|_| ReplyError::NotInteger)
     }
 
-    /// The next argument as a double; infinities allowed, NaN not.
-    pub(crate) fn double(&mut self) -> Result<f64, ReplyError> {
-        parse_double(&self.bytes()?).ok_or(ReplyError::NotFloat)
-    }
-
     /// Consumes the next argument if it is `word`, in any case.
     pub(crate) fn take(&mut self, word: &str) -> bool {
         match self.rest.split_first() {

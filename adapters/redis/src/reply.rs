@@ -39,8 +39,6 @@ pub(crate) enum Reply {
     Set(Vec<Reply>),
     /// Text with a format, such as `txt`; a bulk string in RESP2.
     Verbatim(&'static str, Bytes),
-    /// Out-of-band data; an array in RESP2.
-    Push(Vec<Reply>),
     /// An error line without its `-`.
     Error(Bytes),
     /// A blocking command found nothing: the connection waits. Never sent to a client; as bytes it
@@ -50,11 +48,6 @@ pub(crate) enum Reply {
 
 impl Reply {
     pub(crate) const OK: Self = Self::Simple("OK");
-
-    /// A bulk string of the decimal digits of `number`.
-    pub(crate) fn decimal(number: i64) -> Self {
-        Self::Bulk(Bytes::from(number.to_string()))
-    }
 
     /// How many.
     pub(crate) fn count(count: usize) -> Self {
@@ -140,7 +133,6 @@ pub(crate) fn encode(reply: &Reply, resp: Resp, out: &mut BytesMut) {
         },
         Reply::Array(items) => list(out, b'*', items, resp),
         Reply::Set(items) => list(out, if resp == Resp::V3 { b'~' } else { b'*' }, items, resp),
-        Reply::Push(items) => list(out, if resp == Resp::V3 { b'>' } else { b'*' }, items, resp),
         Reply::Map(pairs) => {
             let (kind, count) = match resp {
                 Resp::V3 => (b'%', pairs.len()),

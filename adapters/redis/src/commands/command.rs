@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{all, find};
 use crate::command_docs;
-use crate::config::glob;
+use crate::glob;
 use crate::operation::key_positions;
 use crate::reply::{Reply, ReplyError};
 use crate::session::{Answer, Session, run_subcommand};
@@ -378,7 +378,7 @@ fn list(_: &mut Session, args: &[Bytes]) -> Answered {
                         .any(|own| own.as_bytes() == category)
                 })
             } else if kind.eq_ignore_ascii_case(b"PATTERN") {
-                Box::new(move |spec| glob(&value, spec.lower.as_bytes()))
+                Box::new(move |spec| glob::matches_ignoring_case(&value, spec.lower.as_bytes()))
             } else {
                 return Err(ReplyError::Syntax);
             }

@@ -6,7 +6,7 @@ use leadline_kv::{RowError, ScanOrder};
 
 use super::db::{Collection, Db};
 use super::draw::Draw;
-use super::layout::{ElementKind, Prefix, Type, hash48};
+use super::layout::{ElementKind, Prefix, Type};
 use crate::reply::ReplyError;
 
 /// Up to this many elements, a random one is drawn evenly by its place; above, near a random hash.
@@ -305,7 +305,7 @@ fn cursor_of(hash: &[u8]) -> u64 {
 /// The cursor at which an element stands.
 #[cfg(test)]
 fn cursor_of_element(element: &[u8]) -> u64 {
-    cursor_of(&hash48(element))
+    cursor_of(&super::layout::hash48(element))
 }
 
 #[cfg(test)]

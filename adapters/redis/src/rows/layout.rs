@@ -130,10 +130,6 @@ impl Prefix {
         &self.0
     }
 
-    pub(crate) fn first_row(&self) -> Bytes {
-        join(&[&self.0, &[FIRST]])
-    }
-
     /// The row of one element; `parts` are its sub-key.
     pub(crate) fn element(&self, kind: ElementKind, generation: u64, parts: &[&[u8]]) -> Bytes {
         let length = self.0.len() + 9 + parts.iter().map(|part| part.len()).sum::<usize>();
@@ -357,10 +353,6 @@ pub(crate) fn parse_dead_generation_row(row_key: &[u8]) -> Option<(u64, Prefix)>
 
 pub(crate) fn key_count_row(owned_start: &[u8], database: u8) -> Bytes {
     shard_row(owned_start, KEY_COUNT, &[&[database]])
-}
-
-fn join(parts: &[&[u8]]) -> Bytes {
-    Bytes::from(parts.concat())
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ mod walk;
 pub(crate) use db::{Collection, Db, First, Value, version_of};
 pub(crate) use hashed::Hashed;
 pub(crate) use layout::{
-    ElementKind, Prefix, Type, end_of_prefix, first_row_key, hash48, is_first_row, list_position,
+    ElementKind, Prefix, Type, end_of_prefix, first_row_key, is_first_row, list_position,
     owned_slots, score_bytes, score_from_bytes, slot_prefix,
 };
 pub(crate) use sweep::{Swept, sweep_expired, sweep_generations};

@@ -1,6 +1,6 @@
 //! Values that change their key: RENAME, COPY, MOVE.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use leadline_kv::ScanOrder;
 
 use super::db::{Db, First, Value};

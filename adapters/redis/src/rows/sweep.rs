@@ -1,12 +1,12 @@
 //! Removal of what nobody can see any more, in bounded steps: expired keys, and elements of
 //! collections that were deleted or replaced.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use leadline_kv::{Rows, ScanOrder};
 
+use super::DATABASES;
 use super::db::Db;
 use super::layout::{self, Type};
-use super::{DATABASES, end_of_prefix};
 use crate::reply::ReplyError;
 
 /// Expired keys that one step deletes.

@@ -26,7 +26,7 @@ use crate::operation::RedisOperation;
 use crate::reply::{self, Reply, ReplyError, Resp};
 use crate::server::Shared;
 use crate::session::{Answer, Session};
-use crate::spec::{Arity, Spec, Subcommand};
+use crate::spec::{Arity, Subcommand};
 
 /// EVAL's answer waits no longer for its script to be stored.
 const STORE: Duration = Duration::from_millis(250);

@@ -21,9 +21,8 @@ use leadline_kv::{Operation, Timestamp};
 pub(crate) use dice::Dice;
 pub(crate) use oracle::{Oracle, Value};
 
-use crate::commands;
 use crate::operation::RedisOperation;
-use crate::reply::{Reply, ReplyError, Resp};
+use crate::reply::Resp;
 use crate::rows::invariants;
 
 /// This crate's commands over rows in memory: one shard, one connection.

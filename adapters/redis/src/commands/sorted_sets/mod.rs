@@ -179,11 +179,6 @@ impl<'k> SortedSet<'k> {
         Ok(found)
     }
 
-    /// Every member with its score, in order.
-    fn all(&self, db: &mut Db<'_>) -> Result<Vec<(Bytes, f64)>, ReplyError> {
-        self.slice(db, self.ordered_rows(), ScanOrder::Ascending, 0, u64::MAX)
-    }
-
     /// Removes members and writes the first row.
     fn remove_all(mut self, db: &mut Db<'_>, members: &[(Bytes, f64)]) -> Result<u64, ReplyError> {
         for (member, _) in members {

@@ -38,7 +38,7 @@ pub(super) fn value(lua: &Lua, reply: Reply, resp: Resp) -> mlua::Result<Value> 
             field(lua, "verbatim_string", Value::Table(table))?
         }
         Reply::Verbatim(_, body) => text(lua, &body)?,
-        Reply::Array(items) | Reply::Push(items) => array(lua, items, resp)?,
+        Reply::Array(items) => array(lua, items, resp)?,
         Reply::Set(items) if newer => {
             let table = lua.create_table_with_capacity(0, items.len())?;
             for item in items {

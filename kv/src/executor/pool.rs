@@ -9,7 +9,8 @@
 //! 1. At most [`Pool::seats`] threads run at a time, unless one of them takes long: work that waits
 //!    [`PATIENCE`] behind it is taken over by a spare thread, and the slow one then finishes beside
 //!    it. So a long scan, or storage that stalls, holds up its own shard only.
-//! 2. A job that is woken while it steps takes another step afterwards: no waking is lost.
+//! 2. A job that is woken while it steps takes another step afterwards, also when its thread has
+//!    lost the seat meanwhile: no waking is lost.
 //! 3. What waits is bounded: a job waits once, and a group applies one batch at a time.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -378,6 +379,8 @@ impl Shared {
                 self.spare.wait_until(&mut state, deadline);
                 state.watched = state.waits();
                 if state.watched && state.take_over(Instant::now()) {
+                    // Somebody else is to watch this thread.
+                    self.spare.notify_one();
                     break;
                 }
             } else {
@@ -399,6 +402,7 @@ impl Shared {
                 state.sleeping -= 1;
                 continue;
             };
+            let first_timer = state.timers.first().copied();
             state.began[me] = Some(Instant::now());
             drop(state);
             match work {
@@ -420,8 +424,13 @@ impl Shared {
                 }
             }
             if state.began[me].take().is_none() {
-                // Somebody took over.
+                // Somebody took over, and may sleep by now: what this step left is theirs.
+                self.work.notify_one();
                 break;
+            }
+            if state.sleeping > 0 && state.timers.first() != first_timer.as_ref() {
+                // Who sleeps knows of later times only.
+                self.work.notify_one();
             }
         }
         state
@@ -506,6 +515,31 @@ mod tests {
         pool.run(Box::new(move || tx.send(()).unwrap()));
         rx.recv_timeout(LONG).unwrap();
         drop(release);
+    }
+
+    #[tokio::test]
+    async fn a_job_that_lost_its_seat_and_was_woken_meanwhile_steps_again() {
+        let pool = Pool::new(1).unwrap();
+        let (entered_tx, entered) = mpsc::channel();
+        let (go, go_rx) = mpsc::channel::<()>();
+        let job = pool.add(Box::new(Steps(move || {
+            entered_tx.send(()).unwrap();
+            go_rx.recv().ok();
+            Step::Sleep(None)
+        })));
+        for _ in 0..20 {
+            job.wake();
+            entered.recv_timeout(LONG).unwrap();
+            // Runs on a thread that takes the seat, and sleeps in it afterwards.
+            let (tx, rx) = mpsc::channel();
+            pool.run(Box::new(move || tx.send(()).unwrap()));
+            rx.recv_timeout(LONG).unwrap();
+            std::thread::sleep(PATIENCE);
+            job.wake();
+            go.send(()).unwrap();
+            entered.recv_timeout(LONG).unwrap();
+            go.send(()).unwrap();
+        }
     }
 
     #[tokio::test]

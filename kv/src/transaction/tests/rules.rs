@@ -289,7 +289,11 @@ async fn rule_5_an_overdue_lock_is_resolved_by_whoever_holds_it() {
     assert_eq!(cluster.values(&[x, y]).await, [0, 0]);
     let waited = began.elapsed();
     assert!(waited < TTL + Duration::from_millis(1500), "{waited:?}");
-    assert_eq!(cluster.left(), (0, 0));
+    // The readers are let go with the locks; the records go after that.
+    while cluster.left() != (0, 0) {
+        assert!(began.elapsed() < TTL + Duration::from_secs(5));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     stop.cancel();
 }
 

@@ -40,9 +40,10 @@ const OPEN: Duration = Duration::from_secs(300);
 /// One line that says what to do; the process then exits with a code other than 0.
 pub(crate) fn run(settings: Settings) -> Result<(), String> {
     logging::start(&settings.log, settings.log_format)?;
-    // Threads that wait for each other's cores cost more than they bring.
+    // Threads that wait for each other's cores cost more than they bring; but one connection's long
+    // turn (200 000 arguments to parse, a huge reply to copy) should not be everybody's.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = cores.saturating_sub(Pool::seats_among(cores)).max(1);
+    let workers = cores.saturating_sub(Pool::seats_among(cores)).max(2);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()

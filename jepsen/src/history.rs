@@ -135,7 +135,7 @@ impl Op {
 pub struct Fault {
     pub name: String,
     pub detail: String,
-    /// Nodes that could not be expected to answer meanwhile.
+    /// Nodes that could not be expected to answer in time meanwhile.
     pub silenced: Vec<u8>,
     pub began: u64,
     pub ended: u64,

@@ -137,7 +137,6 @@ struct Begun {
     detail: String,
     silenced: Vec<u8>,
     meddlers: Vec<Meddler>,
-    narrowed: Vec<u8>,
 }
 
 /// The one that hurts.
@@ -212,7 +211,7 @@ impl Nemesis {
         }
         for mut fault in begun {
             undo(&mut fault, cluster).await?;
-            // A node that starts again answers a little later.
+            // A node that starts again answers a little later, and so does a pipe that was full.
             let grace = if fault.silenced.is_empty() {
                 0
             } else {
@@ -253,7 +252,6 @@ impl Nemesis {
             detail: format!("{victims:?}"),
             silenced: Vec::new(),
             meddlers: Vec::new(),
-            narrowed: Vec::new(),
         };
         match kind {
             Kind::KillOne | Kind::KillMinority | Kind::KillMajority | Kind::KillAll => {
@@ -294,7 +292,8 @@ impl Nemesis {
                 let kbit = self.random.random_range(500..4000);
                 cluster.network.narrow(&all, kbit)?;
                 begun.detail = format!("{kbit} kbit/s");
-                begun.narrowed = all;
+                // Their replies queue in the same pipe.
+                begun.silenced = all;
             }
             Kind::Delay => {
                 let bounds = (Duration::from_millis(5), Duration::from_millis(50));
@@ -452,7 +451,7 @@ async fn undo(fault: &mut Begun, cluster: &mut Cluster) -> Result<(), String> {
         | Kind::Loss
         | Kind::Delay
         | Kind::Reorder => cluster.network.heal(),
-        Kind::SlowLink => cluster.network.widen(&fault.narrowed),
+        Kind::SlowLink => cluster.network.widen(&fault.silenced),
         Kind::ClockJump | Kind::ClockSkew => cluster
             .numbers()
             .into_iter()

@@ -33,6 +33,8 @@ use crate::tls;
 
 /// How long a node may take to open: to replay its log, or to find a seed that answers.
 const OPEN: Duration = Duration::from_secs(300);
+/// How long a node whose disk has failed may take to stop.
+const FAILED_STOP: Duration = Duration::from_millis(900);
 
 /// Runs a node until it is told to stop or fails.
 ///
@@ -260,12 +262,17 @@ async fn serve(settings: Settings) -> Result<(), String> {
     );
 
     let mut failed = node.failed();
+    let mut stop_timeout = settings.stop_timeout;
     let ended = tokio::select! {
         () = signals.stop() => {
             tracing::info!("stopping: handing over, draining, flushing");
             Ok(())
         }
-        why = disk_failure(&mut failed) => Err(format!("stopped to keep what is written: {why}")),
+        why = disk_failure(&mut failed) => {
+            // Nothing can be handed over or flushed, and until it is gone its callers wait for it.
+            stop_timeout = stop_timeout.min(FAILED_STOP);
+            Err(format!("stopped to keep what is written: {why}"))
+        }
         ended = &mut grpc_server => Err(match ended {
             Ok(Ok(())) => "the gRPC port closed".to_owned(),
             Ok(Err(error)) => format!("the gRPC port failed: {error}"),
@@ -273,11 +280,11 @@ async fn serve(settings: Settings) -> Result<(), String> {
         }),
     };
 
-    let ctx = Context::with_timeout(settings.stop_timeout);
+    let ctx = Context::with_timeout(stop_timeout);
     tokio::select! {
         () = async {
             // A third of the time for each step, so that a stuck one leaves room for the flush.
-            let step = settings.stop_timeout / 3;
+            let step = stop_timeout / 3;
             node.prepare_stop(&ctx.child(step)).await;
             redis.stop(&ctx.child(step)).await;
             http_stop.cancel();

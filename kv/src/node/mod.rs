@@ -252,11 +252,13 @@ impl Node {
         node.follow_catalog().await;
         node.start(catalog_applied, &config.advertise);
         let (mut log_failed, failed) = (node.core.raft.failed(), node.failed.clone());
+        let mut state_failed = node.store.failed();
         let stop = node.stop.clone();
         node.tasks.spawn(async move {
             let why = async {
                 tokio::select! {
                     why = log_failed.wait_for(Option::is_some) => why.map(|why| why.clone()),
+                    why = state_failed.wait_for(Option::is_some) => why.map(|why| why.clone()),
                     why = chunks_failed.wait_for(Option::is_some) => why.map(|why| why.clone()),
                 }
             };

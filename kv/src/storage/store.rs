@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::{BufMut, Bytes, BytesMut};
 use leadline_raft::GroupId;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::batch::wipe;
 use super::cache::{CacheStats, RowCache};
@@ -90,6 +91,7 @@ pub struct Store {
     flushing: Mutex<()>,
     groups: Mutex<HashMap<GroupId, Arc<Group>>>,
     closed: AtomicBool,
+    failed: watch::Sender<Option<String>>,
 }
 
 struct Group {
@@ -187,6 +189,7 @@ impl Store {
                 flushing: Mutex::new(()),
                 groups: Mutex::default(),
                 closed: AtomicBool::new(false),
+                failed: watch::Sender::new(None),
             }),
             rebuilt,
         })
@@ -266,7 +269,7 @@ impl Store {
                 Some((Arc::clone(group), installs, position))
             })
             .collect();
-        self.engine.flush()?;
+        self.wrote(self.engine.flush())?;
         self.watermark.lock().update(|durable| {
             for (group, installs, position) in applied {
                 // What was replaced or destroyed meanwhile has its record already.
@@ -283,6 +286,26 @@ impl Store {
             return Err(StorageError::Closed);
         }
         Ok(())
+    }
+
+    /// Why the engine no longer takes writes, once it does not. What it holds in memory is then
+    /// ahead of its files by an unknown step, and both engines refuse all that follows: only a new
+    /// open, in a new process, finds out what was kept. The Raft log has the rest.
+    #[must_use]
+    pub fn failed(&self) -> watch::Receiver<Option<String>> {
+        self.failed.subscribe()
+    }
+
+    /// Notes a write or sync that the engine refused; see [`Store::failed`].
+    fn wrote<T>(&self, result: Result<T, StorageError>) -> Result<T, StorageError> {
+        if let Err(error) = &result {
+            self.failed.send_if_modified(|failed| {
+                let first = failed.is_none();
+                failed.get_or_insert_with(|| format!("the state could not be written: {error}"));
+                first
+            });
+        }
+        self.seen(result)
     }
 
     /// Damage met by sled at run time makes its next open rebuild.
@@ -396,7 +419,7 @@ impl GroupStorage {
         let mut writes =
             batch.into_writes(engine, &mut |deleted| self.store.cache.applied(deleted))?;
         writes.push(position_row(self.group.id, &position));
-        self.store.seen(engine.apply(&writes))?;
+        self.store.wrote(engine.apply(&writes))?;
         writes.pop();
         self.group.publishing.fetch_add(1, Ordering::SeqCst);
         self.store.cache.applied(&writes);
@@ -498,11 +521,15 @@ impl GroupStorage {
         let (store, group) = (&self.store, &self.group);
         // Reads fail until it is done. After an error they go on failing: the next open finishes.
         group.installs.fetch_add(1, Ordering::AcqRel);
-        let found = load_snapshot(store.engine.as_ref(), &path)?;
-        store.cache.clear();
-        store.engine.flush()?;
-        record(&mut store.watermark.lock(), group.id, found.as_ref())?;
-        retire(&store.dir, store.kind, group.id, &path, found.is_some())?;
+        let replace = || {
+            let found = load_snapshot(store.engine.as_ref(), &path)?;
+            store.cache.clear();
+            store.engine.flush()?;
+            record(&mut store.watermark.lock(), group.id, found.as_ref())?;
+            retire(&store.dir, store.kind, group.id, &path, found.is_some())?;
+            Ok(found)
+        };
+        let found = store.wrote(replace())?;
         *group.flushed.lock() = found.clone();
         *group.applied.lock() = found;
         group.installs.fetch_add(1, Ordering::AcqRel);
@@ -723,4 +750,83 @@ fn check_watermark(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Memory whose writes fail once `full` says so.
+    struct Filling {
+        rows: MemoryStorage,
+        full: AtomicBool,
+    }
+
+    impl Reader for Filling {
+        fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+            self.rows.get(key)
+        }
+
+        fn scan(
+            &self,
+            range: Range<&[u8]>,
+            order: ScanOrder,
+            visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> Result<(), StorageError> {
+            self.rows.scan(range, order, visit)
+        }
+    }
+
+    impl Storage for Filling {
+        fn apply(&self, writes: &[Write]) -> Result<(), StorageError> {
+            if self.full.load(Ordering::Relaxed) {
+                let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+                return Err(StorageError::io("write", Path::new("rows"))(full));
+            }
+            self.rows.apply(writes)
+        }
+
+        fn view(&self) -> Result<Arc<dyn Reader>, StorageError> {
+            self.rows.view()
+        }
+
+        fn flush(&self) -> Result<(), StorageError> {
+            self.rows.flush()
+        }
+
+        fn approximate_size(&self) -> u64 {
+            self.rows.approximate_size()
+        }
+    }
+
+    #[test]
+    fn a_write_that_the_engine_refuses_is_told_to_whoever_runs_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions {
+            engine: EngineKind::Memory,
+            ..StoreOptions::default()
+        };
+        let mut store = Arc::into_inner(Store::open(dir.path(), options).unwrap().store).unwrap();
+        let engine = Arc::new(Filling {
+            rows: MemoryStorage::new(),
+            full: AtomicBool::new(false),
+        });
+        store.engine = Arc::clone(&engine) as Arc<dyn Storage>;
+        let store = Arc::new(store);
+        let group = store.group(GroupId(3)).unwrap();
+        let at = |index| Position {
+            index,
+            state: Bytes::new(),
+        };
+
+        group.apply(Batch::default(), at(1)).unwrap();
+        assert_eq!(*store.failed().borrow(), None);
+
+        engine.full.store(true, Ordering::Relaxed);
+        group.apply(Batch::default(), at(2)).unwrap_err();
+        engine.full.store(false, Ordering::Relaxed);
+        let why = store.failed().borrow().clone();
+        assert!(why.unwrap().contains("cannot write rows"));
+        assert_eq!(group.position(), Some(at(1)));
+    }
 }

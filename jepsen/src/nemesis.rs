@@ -429,7 +429,15 @@ async fn removed(cluster: &Cluster, through: u8, id: u64) -> Result<(), String> 
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    Err(format!("member {id} could not be removed: {last}"))
+    let seen = cluster
+        .wait(Duration::from_secs(2), "an overview", |seen| {
+            Some(seen.to_string())
+        })
+        .await
+        .unwrap_or_else(|why| why);
+    Err(format!(
+        "member {id} could not be removed: {last}; the cluster: {seen}"
+    ))
 }
 
 async fn undo(fault: &mut Begun, cluster: &mut Cluster) -> Result<(), String> {

@@ -1,6 +1,7 @@
 //! Just enough of etcd's gRPC API (`etcdserverpb.KV`) to measure it as a peer: `Put`, and `Range`
 //! of one key, which is linearizable unless asked otherwise.
 
+use bytes::Bytes;
 use http::uri::PathAndQuery;
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint};
@@ -10,16 +11,16 @@ use tonic_prost::ProstCodec;
 #[derive(Clone, PartialEq, prost::Message)]
 struct PutRequest {
     #[prost(bytes = "bytes", tag = "1")]
-    key: bytes::Bytes,
+    key: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
-    value: bytes::Bytes,
+    value: Bytes,
 }
 
 /// `etcdserverpb.RangeRequest`, the field used here.
 #[derive(Clone, PartialEq, prost::Message)]
 struct RangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
-    key: bytes::Bytes,
+    key: Bytes,
 }
 
 /// Any answer: only its arrival counts.
@@ -44,8 +45,7 @@ impl Etcd {
         })
     }
 
-    pub(super) async fn put(&mut self, key: Vec<u8>, value: &[u8]) -> Result<(), String> {
-        let value = bytes::Bytes::copy_from_slice(value);
+    pub(super) async fn put(&mut self, key: Vec<u8>, value: Bytes) -> Result<(), String> {
         self.call(
             "/etcdserverpb.KV/Put",
             PutRequest {

@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
+use leadline_kv::keyspace;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,6 +17,7 @@ use tokio::task::LocalSet;
 
 use super::Workload;
 use super::etcd::Etcd;
+use super::s3::{Access, S3};
 
 /// No reply for this long ends a run: a server that hangs must not hang its measurement.
 const STALLED: Duration = Duration::from_secs(30);
@@ -40,6 +42,8 @@ pub(super) struct Load {
     pub(super) until: Until,
     /// Keys 0, 1, 2, … instead of random ones.
     pub(super) in_order: bool,
+    /// For `s3://` addresses.
+    pub(super) access: Option<Access>,
 }
 
 /// What came back.
@@ -166,28 +170,19 @@ async fn drive(
 ) -> Result<(), String> {
     let address = &load.addresses[connection as usize % load.addresses.len()];
     if let Some(address) = address.strip_prefix("etcd://") {
-        return drive_etcd(load, address, rng, shared, began, outcome).await;
+        let peer = Peer::Etcd(Etcd::connect(address).await?);
+        return drive_peer(load, peer, rng, shared, began, outcome).await;
     }
-    let failed = |what: &str| format!("{address}: {what}");
-    let mut socket = TcpStream::connect(address)
-        .await
-        .map_err(|error| failed(&format!("cannot connect: {error}")))?;
-    socket
-        .set_nodelay(true)
-        .map_err(|error| failed(&error.to_string()))?;
-    let mut input = BytesMut::with_capacity(16 << 10);
+    if let Some(address) = address.strip_prefix("s3://") {
+        let access = load
+            .access
+            .as_ref()
+            .ok_or("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set for s3:// servers")?;
+        let peer = Peer::S3(S3::connect(address, access).await?);
+        return drive_peer(load, peer, rng, shared, began, outcome).await;
+    }
+    let mut server = Server::connect(address, load.password.as_deref()).await?;
     let mut output = BytesMut::with_capacity(16 << 10);
-    if let Some(password) = &load.password {
-        command(&mut output, &[b"AUTH", password.as_bytes()]);
-        socket
-            .write_all(&output)
-            .await
-            .map_err(|error| failed(&error.to_string()))?;
-        output.clear();
-        if let Some(error) = read_replies(&mut socket, &mut input, 1, address).await?.1 {
-            return Err(failed(&error));
-        }
-    }
     let value: Vec<u8> = (0..load.value_size)
         .map(|_| rng.random_range(b'a'..=b'z'))
         .collect();
@@ -208,37 +203,55 @@ async fn drive(
             } else {
                 rng.random_range(0..load.keys)
             };
-            write_operation(load.workload, key, &value, &mut rng, &mut output);
+            write_operation(load, key, &value, &mut rng, &mut output);
         }
         let sent = Instant::now();
-        socket
-            .write_all(&output)
-            .await
-            .map_err(|error| failed(&error.to_string()))?;
-        let (errors, first_error) = read_replies(&mut socket, &mut input, count, address).await?;
+        let mut replies = server
+            .call(&output, count * replies_to(load.workload))
+            .await?;
+        while load.workload == Workload::WatchTransfer && replies.nils > 0 {
+            replies = server.call(&output, replies_to(load.workload)).await?;
+        }
         let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.done.fetch_add(count, Ordering::Relaxed);
         let mut outcome = outcome.borrow_mut();
         outcome.latency.saturating_record_n(micros.max(1), count);
-        outcome.errors += errors;
+        outcome.errors += replies.errors;
         if outcome.first_error.is_none() {
-            outcome.first_error = first_error;
+            outcome.first_error = replies.first_error;
         }
     }
     Ok(())
 }
 
-/// As [`drive`], one call at a time over gRPC.
-async fn drive_etcd(
+/// A server that does not speak RESP.
+enum Peer {
+    Etcd(Etcd),
+    S3(S3),
+}
+
+impl Peer {
+    async fn call(&mut self, workload: Workload, key: String, value: &Bytes) -> Result<(), String> {
+        match (self, workload) {
+            (Self::Etcd(etcd), Workload::Set) => etcd.put(key.into_bytes(), value.clone()).await,
+            (Self::Etcd(etcd), Workload::Get) => etcd.get(key.into_bytes()).await,
+            (Self::S3(s3), Workload::Set) => s3.put(&key, value.clone()).await,
+            (Self::S3(s3), Workload::Get) => s3.get(&key).await,
+            _ => Err("etcd and S3 are measured with set and get".into()),
+        }
+    }
+}
+
+/// As [`drive`], one call at a time.
+async fn drive_peer(
     load: &Load,
-    address: &str,
+    mut peer: Peer,
     mut rng: SmallRng,
     shared: &Shared,
     began: Instant,
     outcome: &RefCell<Outcome>,
 ) -> Result<(), String> {
-    let mut etcd = Etcd::connect(address).await?;
-    let value: Vec<u8> = (0..load.value_size)
+    let value: Bytes = (0..load.value_size)
         .map(|_| rng.random_range(b'a'..=b'z'))
         .collect();
     loop {
@@ -253,13 +266,9 @@ async fn drive_etcd(
         } else {
             rng.random_range(0..load.keys)
         };
-        let name = format!("key:{key:012}").into_bytes();
+        let name = format!("key:{key:012}");
         let sent = Instant::now();
-        let called = match load.workload {
-            Workload::Set => etcd.put(name, &value).await,
-            Workload::Get => etcd.get(name).await,
-            _ => return Err("etcd is measured with set and get".into()),
-        };
+        let called = peer.call(load.workload, name, &value).await;
         let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.done.fetch_add(1, Ordering::Relaxed);
         let mut outcome = outcome.borrow_mut();
@@ -271,16 +280,25 @@ async fn drive_etcd(
     }
 }
 
-fn write_operation(
-    workload: Workload,
-    key: u64,
-    value: &[u8],
-    rng: &mut SmallRng,
-    out: &mut BytesMut,
-) {
+/// How many replies an operation is answered with.
+fn replies_to(workload: Workload) -> u64 {
+    match workload {
+        Workload::Exec | Workload::ExecCross | Workload::Transfer => 4,
+        Workload::WatchTransfer => 7,
+        Workload::Set
+        | Workload::Get
+        | Workload::Mixed
+        | Workload::Incr
+        | Workload::Lpush
+        | Workload::Zadd
+        | Workload::Ping => 1,
+    }
+}
+
+fn write_operation(load: &Load, key: u64, value: &[u8], rng: &mut SmallRng, out: &mut BytesMut) {
     let name = format!("key:{key:012}");
     let name = name.as_bytes();
-    match workload {
+    match load.workload {
         Workload::Set => command(out, &[b"SET", name, value]),
         Workload::Get => command(out, &[b"GET", name]),
         Workload::Mixed if rng.random_range(0..10) == 0 => command(out, &[b"SET", name, value]),
@@ -291,7 +309,45 @@ fn write_operation(
             let score = rng.random_range(0..1_000_000).to_string();
             command(out, &[b"ZADD", b"bench:zset", score.as_bytes(), name]);
         }
+        Workload::Exec | Workload::ExecCross => {
+            let first = format!("{{key:{key:012}}}:a");
+            let second = if load.workload == Workload::Exec {
+                format!("{{key:{key:012}}}:b")
+            } else {
+                in_the_other_half(&first, rng)
+            };
+            command(out, &[b"MULTI"]);
+            command(out, &[b"SET", first.as_bytes(), value]);
+            command(out, &[b"SET", second.as_bytes(), value]);
+            command(out, &[b"EXEC"]);
+        }
+        Workload::Transfer | Workload::WatchTransfer => {
+            let other = (key + rng.random_range(1..load.keys)) % load.keys;
+            let (from, to) = (format!("account:{key}"), format!("account:{other}"));
+            let (from, to) = (from.as_bytes(), to.as_bytes());
+            if load.workload == Workload::WatchTransfer {
+                command(out, &[b"WATCH", from, to]);
+                command(out, &[b"GET", from]);
+                command(out, &[b"GET", to]);
+            }
+            command(out, &[b"MULTI"]);
+            command(out, &[b"DECRBY", from, b"1"]);
+            command(out, &[b"INCRBY", to, b"1"]);
+            command(out, &[b"EXEC"]);
+        }
         Workload::Ping => command(out, &[b"PING"]),
+    }
+}
+
+/// A key whose slot is in the other half of the slots than that of `key`: on another shard, since
+/// shards begin with equal runs of slots.
+fn in_the_other_half(key: &str, rng: &mut SmallRng) -> String {
+    let half = |key: &str| keyspace::slot(key.as_bytes()) / (keyspace::SLOTS / 2);
+    loop {
+        let other = format!("key:{:012}:c", rng.random::<u32>());
+        if half(&other) != half(key) {
+            return other;
+        }
     }
 }
 
@@ -304,63 +360,122 @@ fn command(out: &mut BytesMut, args: &[&[u8]]) {
     }
 }
 
-/// Reads `count` replies; gives how many were errors, and the first of them.
-async fn read_replies(
-    socket: &mut TcpStream,
-    input: &mut BytesMut,
-    count: u64,
-    address: &str,
-) -> Result<(u64, Option<String>), String> {
-    let (mut seen, mut errors, mut first_error) = (0, 0, None);
-    loop {
-        while seen < count {
-            let Some(reply) = take_reply(input) else {
-                break;
-            };
-            seen += 1;
-            if let Some(error) = reply {
-                errors += 1;
-                first_error.get_or_insert(error);
+/// A connection to a server that speaks RESP.
+struct Server<'a> {
+    address: &'a str,
+    socket: TcpStream,
+    input: BytesMut,
+}
+
+impl<'a> Server<'a> {
+    async fn connect(address: &'a str, password: Option<&str>) -> Result<Self, String> {
+        let failed = |what: String| format!("{address}: {what}");
+        let socket = TcpStream::connect(address)
+            .await
+            .map_err(|error| failed(format!("cannot connect: {error}")))?;
+        socket
+            .set_nodelay(true)
+            .map_err(|error| failed(error.to_string()))?;
+        let mut server = Self {
+            address,
+            socket,
+            input: BytesMut::with_capacity(16 << 10),
+        };
+        if let Some(password) = password {
+            let mut output = BytesMut::new();
+            command(&mut output, &[b"AUTH", password.as_bytes()]);
+            if let Some(error) = server.call(&output, 1).await?.first_error {
+                return Err(failed(error));
             }
         }
-        if seen == count {
-            return Ok((errors, first_error));
-        }
-        let read = tokio::time::timeout(STALLED, socket.read_buf(input))
+        Ok(server)
+    }
+
+    /// Sends `commands` and reads `count` replies.
+    async fn call(&mut self, commands: &[u8], count: u64) -> Result<Replies, String> {
+        let failed = |what: &dyn std::fmt::Display| format!("{}: {what}", self.address);
+        self.socket
+            .write_all(commands)
             .await
-            .map_err(|_| format!("{address}: no reply for {} s", STALLED.as_secs()))?
-            .map_err(|error| format!("{address}: {error}"))?;
-        if read == 0 {
-            return Err(format!("{address}: the server closed the connection"));
+            .map_err(|error| failed(&error))?;
+        let (mut seen, mut replies) = (0, Replies::default());
+        loop {
+            while seen < count {
+                let Some((reply, length)) = parse(&self.input) else {
+                    break;
+                };
+                self.input.advance(length);
+                seen += 1;
+                match reply {
+                    Reply::Value => {}
+                    Reply::Nil => replies.nils += 1,
+                    Reply::Error(error) => {
+                        replies.errors += 1;
+                        replies.first_error.get_or_insert(error);
+                    }
+                }
+            }
+            if seen == count {
+                return Ok(replies);
+            }
+            let read = tokio::time::timeout(STALLED, self.socket.read_buf(&mut self.input))
+                .await
+                .map_err(|_| failed(&format_args!("no reply for {} s", STALLED.as_secs())))?
+                .map_err(|error| failed(&error))?;
+            if read == 0 {
+                return Err(failed(&"the server closed the connection"));
+            }
         }
     }
 }
 
-/// Takes one reply off `input` if it is there whole: a line, or a bulk string. `Some(Some(_))` is
-/// an error line.
-fn take_reply(input: &mut BytesMut) -> Option<Option<String>> {
+/// What a pipeline was answered with.
+#[derive(Default)]
+struct Replies {
+    errors: u64,
+    first_error: Option<String>,
+    /// Arrays that are nil: an EXEC that did not commit.
+    nils: u64,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Reply {
+    Value,
+    Nil,
+    Error(String),
+}
+
+/// The RESP2 reply that `input` begins with, and its length, if it is there whole. An array with an
+/// error in it counts as that error.
+fn parse(input: &[u8]) -> Option<(Reply, usize)> {
     let end = input.windows(2).position(|pair| pair == b"\r\n")?;
-    let line = &input[..end];
-    match line.first() {
+    let (line, mut length) = (&input[..end], end + 2);
+    let count = || -> Option<i64> { std::str::from_utf8(&line[1..]).ok()?.parse().ok() };
+    let reply = match line.first() {
         Some(b'$') => {
-            let length: i64 = std::str::from_utf8(&line[1..]).ok()?.parse().ok()?;
-            let whole = match usize::try_from(length) {
-                Ok(length) => end + 2 + length + 2,
-                Err(_) => end + 2,
-            };
-            (input.len() >= whole).then(|| input.advance(whole))?;
-            Some(None)
+            if let Ok(bytes) = usize::try_from(count()?) {
+                length += bytes + 2;
+            }
+            (input.len() >= length).then_some(Reply::Value)?
         }
-        Some(b'-') => {
-            let error = String::from_utf8_lossy(&line[1..]).into_owned();
-            input.advance(end + 2);
-            Some(Some(error))
-        }
-        _ => {
-            input.advance(end + 2);
-            Some(None)
-        }
-    }
+        Some(b'*') => match usize::try_from(count()?) {
+            Ok(elements) => {
+                let mut array = Reply::Value;
+                for _ in 0..elements {
+                    let (element, taken) = parse(&input[length..])?;
+                    length += taken;
+                    if let Reply::Error(_) = element {
+                        array = element;
+                    }
+                }
+                array
+            }
+            Err(_) => Reply::Nil,
+        },
+        Some(b'-') => Reply::Error(String::from_utf8_lossy(&line[1..]).into_owned()),
+        _ => Reply::Value,
+    };
+    Some((reply, length))
 }
 
 #[cfg(test)]
@@ -369,12 +484,35 @@ mod tests {
 
     #[test]
     fn a_reply_is_taken_only_when_it_is_whole() {
-        let mut input = BytesMut::from(&b"$5\r\nhel"[..]);
-        assert_eq!(take_reply(&mut input), None);
-        input.extend_from_slice(b"lo\r\n-ERR no\r\n$-1\r\n+O");
-        assert_eq!(take_reply(&mut input), Some(None));
-        assert_eq!(take_reply(&mut input), Some(Some("ERR no".into())));
-        assert_eq!(take_reply(&mut input), Some(None));
-        assert_eq!(take_reply(&mut input), None);
+        assert_eq!(parse(b"$5\r\nhel"), None);
+        assert_eq!(parse(b"$5\r\nhello\r\n:1"), Some((Reply::Value, 11)));
+        assert_eq!(parse(b"$-1\r\n+O"), Some((Reply::Value, 5)));
+        assert_eq!(
+            parse(b"-ERR no\r\n"),
+            Some((Reply::Error("ERR no".into()), 9))
+        );
+        assert_eq!(parse(b"+O"), None);
+    }
+
+    #[test]
+    fn an_exec_is_committed_nil_or_as_bad_as_its_worst_reply() {
+        assert_eq!(parse(b"*2\r\n:1\r\n$1\r\n"), None);
+        assert_eq!(parse(b"*2\r\n:1\r\n$1\r\nx\r\n"), Some((Reply::Value, 15)));
+        assert_eq!(parse(b"*-1\r\n"), Some((Reply::Nil, 5)));
+        assert_eq!(
+            parse(b"*2\r\n-ERR no\r\n:1\r\n"),
+            Some((Reply::Error("ERR no".into()), 17))
+        );
+    }
+
+    #[test]
+    fn keys_of_an_exec_over_two_shards_are_in_two_halves_of_the_slots() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        for key in 0..100 {
+            let key = format!("key:{key}");
+            let other = in_the_other_half(&key, &mut rng);
+            let half = |key: &str| keyspace::slot(key.as_bytes()) < keyspace::SLOTS / 2;
+            assert_ne!(half(&key), half(&other));
+        }
     }
 }

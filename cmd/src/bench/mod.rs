@@ -5,6 +5,7 @@ mod etcd;
 mod load;
 mod process;
 mod report;
+mod s3;
 
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use clap::{Args, ValueEnum};
 use self::load::{Load, Outcome};
 use self::process::CpuClock;
 use self::report::Row;
-use crate::units::Span;
+use self::s3::Access;
+use crate::units::{Bytes, Span};
 
 /// Keys are drawn evenly from `--keys` many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,6 +32,14 @@ enum Workload {
     Lpush,
     /// ZADD of a random member to one hot sorted set.
     Zadd,
+    /// EXEC of two SETs in one shard.
+    Exec,
+    /// EXEC of two SETs in two shards.
+    ExecCross,
+    /// EXEC that moves 1 between two random accounts of --keys many.
+    Transfer,
+    /// The same by WATCH, GET and SET, again until EXEC commits; latency is that of all its tries.
+    WatchTransfer,
     /// PING: what the network and the client cost by themselves.
     Ping,
 }
@@ -40,13 +50,16 @@ enum Workload {
         leadline bench set --connections 256 --addr 10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6379\n  \
         leadline bench set incr --pipeline 16 --against 127.0.0.1:6400 --rounds 5\n  \
         leadline bench get --pid $(pidof leadline) --json\n  \
-        leadline bench set -c 64 --against etcd://127.0.0.1:2379")]
+        leadline bench transfer watch-transfer -c 32 --keys 10\n  \
+        leadline bench set -c 64 --against etcd://127.0.0.1:2379\n  \
+        leadline bench set get -c 8 -s 1MiB --addr s3://127.0.0.1:9000")]
 pub(crate) struct BenchArgs {
     /// What to run, in this order.
     #[arg(value_enum, default_values_t = [Workload::Set, Workload::Get])]
     workloads: Vec<Workload>,
 
-    /// Servers; connections are dealt out over them. `etcd://HOST:PORT` speaks to etcd (set, get).
+    /// Servers; connections are dealt out over them. `etcd://HOST:PORT` speaks to etcd and
+    /// `s3://HOST:PORT` S3 (set and get; the key in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY).
     #[arg(
         long,
         value_name = "HOST:PORT",
@@ -76,12 +89,16 @@ pub(crate) struct BenchArgs {
     rounds: u32,
 
     /// How many keys there are.
-    #[arg(short, long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short, long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(2..))]
     keys: u64,
 
-    /// Bytes of a value.
-    #[arg(short = 's', long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(0..=64 << 20))]
-    value_size: u32,
+    /// Bytes of a value: 4096, 1MiB.
+    #[arg(short = 's', long, default_value = "128")]
+    value_size: Bytes,
+
+    /// Hashes the body of an S3 PUT into its signature, instead of UNSIGNED-PAYLOAD.
+    #[arg(long)]
+    sign_payload: bool,
 
     /// Threads of the generator.
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -175,7 +192,11 @@ fn measure(
     side: &Side<'_>,
     round: u32,
 ) -> Result<Row, String> {
-    let load = load_for(args, side, workload, load::Until::Elapsed(args.duration.0));
+    let mut load = load_for(args, side, workload, load::Until::Elapsed(args.duration.0));
+    if workload == Workload::WatchTransfer {
+        // A connection watches for one transaction at a time.
+        load.pipeline = 1;
+    }
     let bar = report::progress(
         &format!("{} on {}", workload_name(workload), side.name),
         args.duration.0,
@@ -225,8 +246,18 @@ fn load_for(args: &BenchArgs, side: &Side<'_>, workload: Workload, until: load::
         pipeline: args.pipeline,
         threads: args.threads.min(args.connections),
         keys: args.keys,
-        value_size: args.value_size as usize,
+        value_size: usize::try_from(args.value_size.0).unwrap_or(usize::MAX),
         until,
         in_order: false,
+        access: access(args.sign_payload),
     }
+}
+
+/// The access key for S3, where the environment names one.
+fn access(sign_payload: bool) -> Option<Access> {
+    Some(Access {
+        key: std::env::var("AWS_ACCESS_KEY_ID").ok()?,
+        secret: std::env::var("AWS_SECRET_ACCESS_KEY").ok()?,
+        sign_payload,
+    })
 }

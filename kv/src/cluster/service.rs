@@ -30,9 +30,11 @@ impl ClusterService {
     }
 
     async fn change(&self, ctx: &Context, change: MetaOperation) -> Result<MetaReply, Status> {
+        // Ends before the caller does, so that he hears why.
+        let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
         let reply = self
             .core
-            .meta(ctx, change)
+            .meta(&asked, change)
             .await
             .map_err(|error| status_of(&error))?;
         match reply.refused {

@@ -1,0 +1,160 @@
+//! Just enough of S3 to measure a server that speaks it: PUT and GET of whole objects by signed
+//! requests (Signature Version 4, path style), one at a time per connection.
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use ring::{digest, hmac};
+use time::OffsetDateTime;
+use tokio::net::TcpStream;
+
+const BUCKET: &str = "leadline-bench";
+const REGION: &str = "us-east-1";
+
+/// An access key, and whether the bodies of PUTs are hashed into their signatures.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    pub(super) key: String,
+    pub(super) secret: String,
+    pub(super) sign_payload: bool,
+}
+
+/// One connection to one server.
+pub(super) struct S3 {
+    address: String,
+    access: Access,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl S3 {
+    /// Connects, and makes the bucket if it is not there. Runs the connection on the thread's
+    /// local set.
+    pub(super) async fn connect(address: &str, access: &Access) -> Result<Self, String> {
+        let failed = |error: &dyn std::fmt::Display| format!("{address}: {error}");
+        let socket = TcpStream::connect(address)
+            .await
+            .map_err(|error| failed(&format_args!("cannot connect: {error}")))?;
+        socket.set_nodelay(true).map_err(|error| failed(&error))?;
+        let (sender, connection) = handshake(TokioIo::new(socket))
+            .await
+            .map_err(|error| failed(&error))?;
+        tokio::task::spawn_local(async move {
+            // What ends the connection ends the request on it, which tells.
+            connection.await.ok();
+        });
+        let mut s3 = Self {
+            address: address.to_owned(),
+            access: access.clone(),
+            sender,
+        };
+        let made = s3
+            .call(Method::PUT, format!("/{BUCKET}"), Bytes::new())
+            .await?;
+        match made {
+            StatusCode::OK | StatusCode::CONFLICT => Ok(s3),
+            other => Err(failed(&format_args!(
+                "the bucket {BUCKET} could not be made: {other}"
+            ))),
+        }
+    }
+
+    pub(super) async fn put(&mut self, key: &str, value: Bytes) -> Result<(), String> {
+        let path = format!("/{BUCKET}/{key}");
+        self.call(Method::PUT, path, value).await.and_then(whole)
+    }
+
+    /// An object that is not there is an answer too.
+    pub(super) async fn get(&mut self, key: &str) -> Result<(), String> {
+        let path = format!("/{BUCKET}/{key}");
+        match self.call(Method::GET, path, Bytes::new()).await? {
+            StatusCode::NOT_FOUND => Ok(()),
+            other => whole(other),
+        }
+    }
+
+    /// Sends one request and reads its answer to the end.
+    async fn call(
+        &mut self,
+        method: Method,
+        path: String,
+        body: Bytes,
+    ) -> Result<StatusCode, String> {
+        let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.address);
+        let (date, authorization, hash) = self.sign(&method, &path, &body);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", &self.address)
+            .header("x-amz-date", date)
+            .header("x-amz-content-sha256", hash)
+            .header("authorization", authorization)
+            .body(Full::new(body))
+            .map_err(|error| failed(&error))?;
+        self.sender.ready().await.map_err(|error| failed(&error))?;
+        let answer = self
+            .sender
+            .send_request(request)
+            .await
+            .map_err(|error| failed(&error))?;
+        let status = answer.status();
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            frame.map_err(|error| failed(&error))?;
+        }
+        Ok(status)
+    }
+
+    /// The date, the authorization and the hash of the body that a request carries.
+    fn sign(&self, method: &Method, path: &str, body: &[u8]) -> (String, String, String) {
+        let now = OffsetDateTime::now_utc();
+        let day = format!(
+            "{:04}{:02}{:02}",
+            now.year(),
+            u8::from(now.month()),
+            now.day()
+        );
+        let date = format!(
+            "{day}T{:02}{:02}{:02}Z",
+            now.hour(),
+            now.minute(),
+            now.second()
+        );
+        let hash = if self.access.sign_payload || body.is_empty() {
+            hex(digest::digest(&digest::SHA256, body).as_ref())
+        } else {
+            "UNSIGNED-PAYLOAD".to_owned()
+        };
+        let names = "host;x-amz-content-sha256;x-amz-date";
+        let canonical = format!(
+            "{method}\n{path}\n\nhost:{}\nx-amz-content-sha256:{hash}\nx-amz-date:{date}\n\n{names}\n{hash}",
+            self.address
+        );
+        let scope = format!("{day}/{REGION}/s3/aws4_request");
+        let canonical = hex(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref());
+        let text = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{canonical}");
+        let mut key = format!("AWS4{}", self.access.secret).into_bytes();
+        for part in [&day, REGION, "s3", "aws4_request", &text] {
+            let signer = hmac::Key::new(hmac::HMAC_SHA256, &key);
+            key = hmac::sign(&signer, part.as_bytes()).as_ref().to_vec();
+        }
+        let authorization = format!(
+            "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={names}, Signature={}",
+            self.access.key,
+            hex(&key)
+        );
+        (date, authorization, hash)
+    }
+}
+
+fn whole(status: StatusCode) -> Result<(), String> {
+    if status.is_success() {
+        return Ok(());
+    }
+    Err(status.to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

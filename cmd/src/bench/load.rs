@@ -46,6 +46,15 @@ pub(super) struct Load {
     pub(super) access: Option<Access>,
 }
 
+impl Load {
+    fn value(&self) -> Bytes {
+        let mut rng = SmallRng::seed_from_u64(self.value_size as u64);
+        (0..self.value_size)
+            .map(|_| rng.random_range(b'a'..=b'z'))
+            .collect()
+    }
+}
+
 /// What came back.
 #[derive(Debug)]
 pub(super) struct Outcome {
@@ -178,14 +187,12 @@ async fn drive(
             .access
             .as_ref()
             .ok_or("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set for s3:// servers")?;
-        let peer = Peer::S3(S3::connect(address, access).await?);
+        let peer = Peer::S3(S3::connect(address, access, load.value()).await?);
         return drive_peer(load, peer, rng, shared, began, outcome).await;
     }
     let mut server = Server::connect(address, load.password.as_deref()).await?;
     let mut output = BytesMut::with_capacity(16 << 10);
-    let value: Vec<u8> = (0..load.value_size)
-        .map(|_| rng.random_range(b'a'..=b'z'))
-        .collect();
+    let value = load.value();
     loop {
         let first = shared
             .begun
@@ -235,7 +242,7 @@ impl Peer {
         match (self, workload) {
             (Self::Etcd(etcd), Workload::Set) => etcd.put(key.into_bytes(), value.clone()).await,
             (Self::Etcd(etcd), Workload::Get) => etcd.get(key.into_bytes()).await,
-            (Self::S3(s3), Workload::Set) => s3.put(&key, value.clone()).await,
+            (Self::S3(s3), Workload::Set) => s3.put(&key).await,
             (Self::S3(s3), Workload::Get) => s3.get(&key).await,
             _ => Err("etcd and S3 are measured with set and get".into()),
         }
@@ -251,9 +258,7 @@ async fn drive_peer(
     began: Instant,
     outcome: &RefCell<Outcome>,
 ) -> Result<(), String> {
-    let value: Bytes = (0..load.value_size)
-        .map(|_| rng.random_range(b'a'..=b'z'))
-        .collect();
+    let value = load.value();
     loop {
         let nth = shared.begun.fetch_add(1, Ordering::Relaxed);
         match load.until {

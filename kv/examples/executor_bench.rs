@@ -79,14 +79,6 @@ impl Operation for Command {
     }
 
     fn encode(&self, _out: &mut BytesMut) {}
-
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], _replies: Vec<Bytes>) -> Bytes {
-        Bytes::new()
-    }
 }
 
 fn command(what: What, random: &mut u64, value: &Bytes) -> Submission {

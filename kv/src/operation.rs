@@ -50,7 +50,7 @@ pub enum Access {
 pub enum Route<'a> {
     /// To the shard that owns these row keys (prefixes of the rows it touches). Never empty.
     Keys(&'a [Bytes]),
-    /// To every shard that owns a part of this door's keyspace; see [`Operation::gather`].
+    /// To every shard that owns a part of this door's keyspace; see [`Operation::scatter`].
     EveryShard,
 }
 
@@ -116,14 +116,23 @@ pub trait Operation: Send + Sync + fmt::Debug + 'static {
         None
     }
 
-    /// Cuts a read over several shards into one operation per part; `parts[i]` holds positions in
-    /// the keys of [`Route::Keys`]. `None`: cannot be cut. For [`Route::EveryShard`], `parts` is
-    /// `shards` empty lists and the default sends the operation itself to each.
-    fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>>;
-
-    /// Puts the replies of the parts, in their order, together into the reply of the whole.
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Bytes>) -> Bytes;
+    /// For [`Route::EveryShard`]: how each shard is asked for its part, at its own moment. `None`:
+    /// this is one transaction over all of them, as everything is that names keys of several.
+    fn scatter(self: Arc<Self>) -> Option<Scattered> {
+        None
+    }
 }
+
+/// An operation in parts, one for each shard; see [`Operation::scatter`].
+pub struct Scattered {
+    /// What every shard is sent.
+    pub part: Arc<dyn Operation>,
+    /// Puts the replies of the shards, in the order of their ranges, together into one.
+    pub gather: Gather,
+}
+
+/// Makes one reply of those of several shards.
+pub type Gather = Box<dyn FnOnce(Vec<Bytes>) -> Bytes + Send>;
 
 /// Builds the operations of one door from what [`Operation::encode`] wrote, on a node that a
 /// request was forwarded to.

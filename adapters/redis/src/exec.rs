@@ -7,7 +7,7 @@
 //!    commands, over several as part of what the transaction read.
 //! 3. A blocking command tries once and does not wait.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use leadline_kv::{Access, Door, Operation, Route, RowError, Rows};
@@ -332,14 +332,5 @@ impl Operation for ExecOperation {
                 }
             }
         }
-    }
-
-    /// Never cut: over several shards it is a transaction.
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], _replies: Vec<Bytes>) -> Bytes {
-        Bytes::new()
     }
 }

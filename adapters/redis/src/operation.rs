@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use leadline_kv::{Access, Door, Operation, OperationCodec, Route, RowError, Rows};
+use leadline_kv::{Access, Door, Operation, OperationCodec, Route, RowError, Rows, Scattered};
 
 use crate::args::Args;
 use crate::commands;
@@ -11,7 +11,7 @@ use crate::exec::{self, ExecOperation};
 use crate::reply::{self, Reply, ReplyError, Resp};
 use crate::rows::{Db, first_row_key, is_first_row, slot_prefix};
 use crate::script;
-use crate::spec::{Command, Keys, Run, Spec};
+use crate::spec::{Command, Keys, Run, Spec, Walk};
 
 /// The format that [`RedisOperation::encode`] writes.
 const FORMAT: u8 = 1;
@@ -258,40 +258,35 @@ impl Operation for RedisOperation {
         matches!(self.spec.keys, Keys::EveryShard | Keys::ScanCursor(_)) && !self.spec.flags.write
     }
 
-    /// Only walks over every shard are cut; what names its keys is a transaction.
-    fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        if self.spec.keys != Keys::EveryShard {
-            return None;
-        }
-        parts
-            .iter()
-            .map(|part| match self.command.scatter(part) {
-                None => Some(self.clone() as Arc<dyn Operation>),
-                Some(args) => {
-                    // Parts are read back by `gather`: RESP3 tells types apart.
-                    let part = Self::from_args(args, self.database, Resp::V3).ok()?;
-                    Some(Arc::new(part) as Arc<dyn Operation>)
-                }
-            })
-            .collect()
-    }
-
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Bytes>) -> Bytes {
-        let replies = replies
-            .into_iter()
-            .map(reply::decode)
-            .collect::<Result<Vec<_>, _>>();
-        let reply = replies.and_then(|replies| {
-            match replies
-                .iter()
-                .find(|reply| matches!(reply, Reply::Error(_)))
-            {
-                Some(error) => Ok(error.clone()),
-                None => self.command.gather(parts, replies),
+    fn scatter(self: Arc<Self>) -> Option<Scattered> {
+        let walk = self.spec.walk?;
+        let resp = self.resp;
+        let part = match walk.part {
+            None => self,
+            Some(name) => {
+                let name = Bytes::from_static(name.as_bytes());
+                // Read back by `put_together`: RESP3 tells types apart.
+                let part = Self::from_args(vec![name], self.database, Resp::V3);
+                Arc::new(part.expect("a part has no arguments"))
             }
+        };
+        let gather = Box::new(move |replies| {
+            encoded(&Reply::from_result(put_together(walk, replies)), resp)
         });
-        encoded(&Reply::from_result(reply), self.resp)
+        Some(Scattered { part, gather })
     }
+}
+
+/// The reply to a walk; an error of one shard is one of the whole.
+fn put_together(walk: Walk, replies: Vec<Bytes>) -> Result<Reply, ReplyError> {
+    let mut parts = Vec::with_capacity(replies.len());
+    for reply in replies {
+        match reply::decode(reply)? {
+            error @ Reply::Error(_) => return Ok(error),
+            part => parts.push(part),
+        }
+    }
+    (walk.gather)(parts)
 }
 
 fn encoded(reply: &Reply, resp: Resp) -> Bytes {

@@ -53,7 +53,7 @@ pub(crate) enum Keys {
     Counted(usize),
     /// A destination at the first position, a count at the second, as many keys after it.
     DestinationCounted { destination: usize, count: usize },
-    /// No key, but rows of every shard (DBSIZE, FLUSHALL).
+    /// No key, but rows of every shard (DBSIZE, FLUSHALL); see [`Walk`].
     EveryShard,
     /// No key, but rows beside all slots: scripts and libraries.
     Beside,
@@ -68,7 +68,7 @@ pub(crate) struct Flags {
     /// Constant time or nearly so.
     pub(crate) fast: bool,
     pub(crate) blocking: bool,
-    /// Known only among nodes: a part of a scattered read.
+    /// Known only among nodes: what another command or a node's own work consists of.
     pub(crate) internal: bool,
     /// May grow memory or disk: refused when full.
     pub(crate) denyoom: bool,
@@ -105,6 +105,16 @@ pub(crate) enum Run {
     Container(&'static [Subcommand]),
 }
 
+/// How a command over every shard ([`Keys::EveryShard`]) is answered: each shard runs a part, at its
+/// own moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Walk {
+    /// The name of the part, a command without arguments; `None`: the command itself.
+    pub(crate) part: Option<&'static str>,
+    /// Makes one reply of those of the parts, none of which is an error.
+    pub(crate) gather: fn(Vec<Reply>) -> Result<Reply, ReplyError>,
+}
+
 /// A command of the connection; its arguments have the name first.
 pub(crate) type ConnectionCommand = fn(&mut Session, &[Bytes]) -> Result<Answer, ReplyError>;
 
@@ -136,6 +146,7 @@ pub(crate) struct Spec {
     /// ACL categories without their `@`, such as `"string"`.
     pub(crate) category: &'static str,
     pub(crate) run: Run,
+    pub(crate) walk: Option<Walk>,
 }
 
 impl Spec {
@@ -157,6 +168,7 @@ impl Spec {
             flags,
             category,
             run: Run::Rows(parse),
+            walk: None,
         }
     }
 
@@ -182,6 +194,7 @@ impl Spec {
             flags,
             category,
             run: Run::Rows(parse),
+            walk: None,
         }
     }
 
@@ -194,6 +207,12 @@ impl Spec {
     /// The same, never refused for want of room: it only frees.
     pub(crate) const fn frees(mut self) -> Self {
         self.flags.denyoom = false;
+        self
+    }
+
+    /// The same, over every shard.
+    pub(crate) const fn walking(mut self, walk: Walk) -> Self {
+        self.walk = Some(walk);
         self
     }
 
@@ -226,6 +245,7 @@ impl Spec {
             flags,
             category,
             run: Run::Blocking(parse),
+            walk: None,
         }
     }
 
@@ -249,6 +269,7 @@ impl Spec {
             flags,
             category: "scripting",
             run: Run::Script(how),
+            walk: None,
         }
     }
 
@@ -272,6 +293,7 @@ impl Spec {
             flags,
             category,
             run: Run::Connection(run),
+            walk: None,
         }
     }
 
@@ -290,6 +312,7 @@ impl Spec {
             flags: Flags::NONE,
             category,
             run: Run::Container(subcommands),
+            walk: None,
         }
     }
 
@@ -325,22 +348,6 @@ pub(crate) trait Command: std::fmt::Debug + Send + Sync + 'static {
     /// [`leadline_kv::RowError::OtherShard`] the command is run again over all shards.
     fn open_ended(&self) -> bool {
         false
-    }
-
-    /// For a read over several shards: the arguments (name first) of the command that answers for
-    /// the keys at the positions `part`; `None` when this command cannot be cut.
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        let _ = part;
-        None
-    }
-
-    /// Puts the replies of the parts together. `parts[i]` holds the positions that `replies[i]`
-    /// answers for. Called only if [`Command::scatter`] gave `Some`, with as many replies as parts.
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        let _ = (parts, replies);
-        Err(ReplyError::err(
-            "this command cannot be put together from several shards",
-        ))
     }
 }
 

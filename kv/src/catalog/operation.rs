@@ -287,14 +287,6 @@ impl Operation for MetaOperation {
             .encode(out)
             .expect("a BytesMut grows as needed");
     }
-
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], mut replies: Vec<Bytes>) -> Bytes {
-        replies.pop().unwrap_or_default()
-    }
 }
 
 impl MetaOperation {

@@ -30,7 +30,7 @@ use crate::hlc::Hlc;
 use crate::metrics::CoordinatorMetrics;
 use crate::proxy::LeaderProxy;
 use crate::transaction::{Network, TransactionCoordinator, TransactionOperation};
-use crate::{Access, Door, KvError, Operation, Outcome, RequestId, Route};
+use crate::{Access, Door, Gather, KvError, Operation, Outcome, RequestId, Route, Scattered};
 
 /// Retries that a node may make at once, and how fast that many come back.
 const RETRY_BURST: u32 = 4096;
@@ -93,9 +93,6 @@ struct Routing {
     catalog: Arc<Catalog>,
     lanes: Vec<Arc<Lane>>,
 }
-
-/// Positions in an operation's keys, by the position of the shard that owns them.
-type Parts = Vec<(usize, Vec<usize>)>;
 
 impl ShardedCoordinator {
     pub(crate) fn new(
@@ -289,7 +286,7 @@ impl ShardedCoordinator {
                 return PendingReply::ready(Err(overloaded));
             }
         };
-        let parts = match operation.route() {
+        let shards = match operation.route() {
             Route::Keys([]) => {
                 let why = format!("{} names no key", operation.name());
                 return PendingReply::ready(Err(KvError::Invalid(why)));
@@ -310,14 +307,13 @@ impl ShardedCoordinator {
                 let alone = lane.submit(ctx, Arc::clone(&operation), once, permit);
                 return self.or_over_all_shards(ctx, operation, once, alone);
             }
-            Route::EveryShard => every(routing.catalog.positions_of(operation.door())),
+            Route::EveryShard => routing.catalog.positions_of(operation.door()),
         };
-        // The whole fits; from here on each part holds its own share.
-        let lists: Vec<Vec<usize>> = parts.iter().map(|(_, keys)| keys.clone()).collect();
-        match Arc::clone(&operation).scatter(&lists) {
-            Some(cut) => {
+        match Arc::clone(&operation).scatter() {
+            Some(scattered) => {
+                // The whole fits; from here on each part holds its own share.
                 drop(permit);
-                self.fan_out(ctx, routing, operation, once, parts, cut)
+                self.fan_out(ctx, &routing.lanes[shards], scattered, once)
             }
             None => self.transact(ctx, operation, once.map(|once| once.id), permit),
         }
@@ -345,31 +341,25 @@ impl ShardedCoordinator {
         }))
     }
 
-    /// Sends a part of `operation` to each shard of `parts`, and collects every result.
+    /// Sends the part to each of `shards`, and collects every result.
     fn fan_out(
         &self,
         ctx: &Context,
-        routing: &Routing,
-        operation: Arc<dyn Operation>,
+        shards: &[Arc<Lane>],
+        Scattered { part, gather }: Scattered,
         once: Option<Once>,
-        parts: Parts,
-        operations: Vec<Arc<dyn Operation>>,
     ) -> PendingReply {
-        let (positions, lists): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
-        assert_eq!(operations.len(), positions.len(), "one operation per part");
         self.parts.metrics.fan_outs.inc();
-        let replies: Vec<_> = positions
-            .into_iter()
-            .zip(operations)
-            .map(|(position, part)| match self.admission.admit(part.size()) {
-                Ok(permit) => routing.lanes[position].submit(ctx, part, once, permit),
+        let replies: Vec<_> = shards
+            .iter()
+            .map(|shard| match self.admission.admit(part.size()) {
+                Ok(permit) => shard.submit(ctx, Arc::clone(&part), once, permit),
                 Err(overloaded) => PendingReply::ready(Err(overloaded)),
             })
             .collect();
-        let mut all = Box::pin(async move {
-            let replies = join_all(replies).await;
-            put_together(&*operation, &lists, replies)
-        });
+        let access = part.access();
+        let mut all =
+            Box::pin(async move { put_together(gather, access, join_all(replies).await) });
         match (&mut all).now_or_never() {
             Some(reply) => PendingReply::ready(reply),
             None => PendingReply::running(all),
@@ -510,21 +500,16 @@ impl Coordinator for ShardedCoordinator {
     }
 }
 
-fn every(positions: Range<usize>) -> Parts {
-    positions.map(|position| (position, Vec::new())).collect()
-}
-
 /// The reply of the whole, or what its failure says about its effects.
-fn put_together(operation: &dyn Operation, lists: &[Vec<usize>], replies: Vec<Reply>) -> Reply {
-    let write = operation.access() == Access::Write;
+fn put_together(gather: Gather, access: Access, replies: Vec<Reply>) -> Reply {
     let applied_somewhere = replies.iter().any(|reply| match reply {
         Ok(_) => true,
         Err(error) => error.outcome() == Outcome::Unknown,
     });
     match replies.into_iter().collect::<Result<Vec<_>, _>>() {
-        Ok(replies) => Ok(operation.gather(lists, replies)),
+        Ok(replies) => Ok(gather(replies)),
         Err(KvError::Unknown(why)) => Err(KvError::Unknown(why)),
-        Err(_) if write && applied_somewhere => {
+        Err(_) if access == Access::Write && applied_somewhere => {
             Err(KvError::Unknown("applied on some shards, not on all"))
         }
         Err(error) => Err(error),

@@ -61,12 +61,6 @@ impl Operation for Cell {
             out.extend_from_slice(value);
         }
     }
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-    fn gather(&self, _parts: &[Vec<usize>], _replies: Vec<Bytes>) -> Bytes {
-        Bytes::new()
-    }
 }
 
 struct CellCodec;

@@ -31,7 +31,7 @@ use crate::keyspace::{SLOTS, slot_start};
 use crate::metrics::CoordinatorMetrics;
 use crate::{
     Access, Coordinator, Door, KeyWatch, KvError, Operation, OperationCodec, PendingReply, Route,
-    RowError, Rows, ShardedCoordinator, wire,
+    RowError, Rows, Scattered, ShardedCoordinator, wire,
 };
 
 const SHARDS: u16 = 4;
@@ -43,7 +43,6 @@ struct Say {
     access: Access,
     /// None: every shard.
     keys: Vec<Bytes>,
-    divisible: bool,
 }
 
 fn key(shard: u16) -> Bytes {
@@ -57,7 +56,6 @@ fn write(name: &str) -> Arc<Say> {
         name: name.to_owned(),
         access: Access::Write,
         keys: vec![key(0)],
-        divisible: false,
     })
 }
 
@@ -95,17 +93,11 @@ impl Operation for Say {
         out.extend_from_slice(&[u8::from(self.access == Access::Write)]);
         out.extend_from_slice(self.name.as_bytes());
     }
-    fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        let part = |part: &Vec<usize>| -> Arc<dyn Operation> {
-            Arc::new(Self {
-                keys: part.iter().map(|&at| self.keys[at].clone()).collect(),
-                ..(*self).clone()
-            })
-        };
-        self.divisible.then(|| parts.iter().map(part).collect())
-    }
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Bytes>) -> Bytes {
-        replies.concat().into()
+    fn scatter(self: Arc<Self>) -> Option<Scattered> {
+        Some(Scattered {
+            part: self,
+            gather: Box::new(|replies| replies.concat().into()),
+        })
     }
 }
 
@@ -662,7 +654,6 @@ async fn a_failing_part_of_a_fan_out_cancels_no_other_and_the_whole_says_what_ha
             name: "x".into(),
             access,
             keys: Vec::new(),
-            divisible: true,
         })
     };
     let look = node

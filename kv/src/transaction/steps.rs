@@ -151,14 +151,6 @@ impl Operation for TransactionOperation {
     fn encode(&self, out: &mut BytesMut) {
         out.extend_from_slice(&self.step.encode_to_vec());
     }
-
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], _replies: Vec<Bytes>) -> Bytes {
-        Bytes::new()
-    }
 }
 
 fn keys_of(key: &Bytes, step: Option<&Step>) -> Vec<Bytes> {

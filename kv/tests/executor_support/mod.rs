@@ -135,14 +135,6 @@ impl Operation for Command {
     fn encode(&self, _out: &mut BytesMut) {
         unimplemented!("test commands stay on one node")
     }
-
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], _replies: Vec<Bytes>) -> Bytes {
-        unimplemented!("test commands have one key")
-    }
 }
 
 impl Command {

@@ -6,7 +6,7 @@ use crate::args::{Args, parse_integer};
 use crate::commands::boxed;
 use crate::reply::{Reply, ReplyError};
 use crate::rows::{DATABASES, Db, First, Type, Value};
-use crate::spec::{Arity, Command, Keys, Spec};
+use crate::spec::{Arity, Command, Keys, Spec, Walk};
 
 const CATEGORY: &str = "keyspace";
 const ALL: Keys = Keys::Every {
@@ -40,12 +40,17 @@ pub(super) const SPECS: &[Spec] = &[
         CATEGORY,
         Arity::AtLeast(2),
         ALL,
-        |args| Exists::parse(args, "EXISTS"),
+        Exists::parse,
     )
     .fast(),
-    Spec::read("TOUCH", "touch", CATEGORY, Arity::AtLeast(2), ALL, |args| {
-        Exists::parse(args, "TOUCH")
-    })
+    Spec::read(
+        "TOUCH",
+        "touch",
+        CATEGORY,
+        Arity::AtLeast(2),
+        ALL,
+        Exists::parse,
+    )
     .fast(),
     Spec::read(
         "TYPE",
@@ -106,6 +111,7 @@ pub(super) const SPECS: &[Spec] = &[
         Keys::EveryShard,
         |args| Flush::parse(args, false),
     )
+    .walking(FLUSH)
     .frees(),
     Spec::write(
         "FLUSHALL",
@@ -115,6 +121,7 @@ pub(super) const SPECS: &[Spec] = &[
         Keys::EveryShard,
         |args| Flush::parse(args, true),
     )
+    .walking(FLUSH)
     .frees(),
 ];
 
@@ -145,14 +152,13 @@ impl Command for Del {
 /// `EXISTS key …` and `TOUCH`: how many are there, one named twice counted twice.
 #[derive(Debug)]
 struct Exists {
-    name: &'static str,
     keys: Vec<Bytes>,
 }
 
 impl Exists {
-    fn parse(args: &mut Args<'_>, name: &'static str) -> Result<Box<dyn Command>, ReplyError> {
+    fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
         let keys = args.rest().to_vec();
-        boxed(Self { name, keys })
+        boxed(Self { keys })
     }
 }
 
@@ -163,14 +169,6 @@ impl Command for Exists {
             there += i64::from(db.exists(key)?);
         }
         Ok(Reply::Integer(there))
-    }
-
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        Some(super::part_args(self.name, &self.keys, part))
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        super::sum(replies)
     }
 }
 
@@ -456,6 +454,17 @@ struct Flush {
     all: bool,
 }
 
+const FLUSH: Walk = Walk {
+    part: None,
+    gather: |replies| {
+        if replies.iter().all(|reply| *reply == Reply::OK) {
+            Ok(Reply::OK)
+        } else {
+            Err(super::damaged_part())
+        }
+    },
+};
+
 impl Flush {
     fn parse(args: &mut Args<'_>, all: bool) -> Result<Box<dyn Command>, ReplyError> {
         if !args.is_empty() && !args.take("ASYNC") && !args.take("SYNC") {
@@ -474,13 +483,5 @@ impl Command for Flush {
             db.flush()?;
         }
         Ok(Reply::OK)
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        if replies.iter().all(|reply| *reply == Reply::OK) {
-            Ok(Reply::OK)
-        } else {
-            Err(super::damaged_part())
-        }
     }
 }

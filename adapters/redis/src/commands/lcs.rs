@@ -9,24 +9,14 @@ use crate::reply::{Reply, ReplyError};
 use crate::rows::{Db, First, Value};
 use crate::spec::{Arity, Command, Keys, Spec};
 
-const BOTH: Keys = Keys::Range { first: 1, last: 2 };
-
-pub(super) const SPECS: &[Spec] = &[
-    Spec::read("LCS", "lcs", "string", Arity::AtLeast(3), BOTH, Lcs::parse),
-    Spec::read(
-        "LCS.VALUE",
-        "lcs.value",
-        "string",
-        Arity::AtLeast(2),
-        Keys::Every {
-            first: 1,
-            step: 1,
-            last_from_end: 0,
-        },
-        LcsValue::parse,
-    )
-    .internal(),
-];
+pub(super) const SPECS: &[Spec] = &[Spec::read(
+    "LCS",
+    "lcs",
+    "string",
+    Arity::AtLeast(3),
+    Keys::Range { first: 1, last: 2 },
+    Lcs::parse,
+)];
 
 /// The table of lengths may have so many bytes: it is held while the shard waits.
 const MOST_TABLE_BYTES: u64 = 64 << 20;
@@ -163,36 +153,5 @@ impl Command for Lcs {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
         let (a, b) = (value(db, &self.keys[0])?, value(db, &self.keys[1])?);
         self.answer(&a, &b)
-    }
-
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        Some(super::part_args("LCS.VALUE", &self.keys, part))
-    }
-
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        match super::gather_one(parts, replies)?.as_slice() {
-            [Reply::Bulk(a), Reply::Bulk(b)] => self.answer(a, b),
-            _ => Err(super::damaged_part()),
-        }
-    }
-}
-
-/// Some of the strings, for a node that puts them together.
-#[derive(Debug)]
-struct LcsValue {
-    keys: Vec<Bytes>,
-}
-
-impl LcsValue {
-    fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        let keys = args.rest().to_vec();
-        boxed(Self { keys })
-    }
-}
-
-impl Command for LcsValue {
-    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let values = self.keys.iter().map(|key| Ok(Reply::Bulk(value(db, key)?)));
-        Ok(Reply::Array(values.collect::<Result<_, ReplyError>>()?))
     }
 }

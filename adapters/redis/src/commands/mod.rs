@@ -25,7 +25,7 @@ use bytes::Bytes;
 use leadline_kv::keyspace::SLOTS;
 
 use crate::args::parse_integer;
-use crate::reply::{Reply, ReplyError};
+use crate::reply::ReplyError;
 use crate::rows::SCAN_POSITION_BITS;
 use crate::script;
 use crate::spec::{Command, Spec};
@@ -139,43 +139,7 @@ pub(crate) fn boxed(command: impl Command) -> Result<Box<dyn Command>, ReplyErro
     Ok(Box::new(command))
 }
 
-/// Arguments of a part of a command whose arguments are all keys.
-fn part_args(name: &'static str, keys: &[Bytes], part: &[usize]) -> Vec<Bytes> {
-    std::iter::once(Bytes::from_static(name.as_bytes()))
-        .chain(part.iter().map(|&position| keys[position].clone()))
-        .collect()
-}
-
-/// Puts the array replies of a scattered read together, one item per key, in the keys' order.
-fn gather_one(parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Vec<Reply>, ReplyError> {
-    let mut items = vec![None; parts.iter().map(Vec::len).sum()];
-    for (part, reply) in parts.iter().zip(replies) {
-        match reply {
-            Reply::Array(values) if values.len() == part.len() => {
-                for (&position, value) in part.iter().zip(values) {
-                    *items.get_mut(position).ok_or_else(damaged_part)? = Some(value);
-                }
-            }
-            _ => return Err(damaged_part()),
-        }
-    }
-    items
-        .into_iter()
-        .map(|item| item.ok_or_else(damaged_part))
-        .collect()
-}
-
-/// The sum of integer replies.
-fn sum(replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-    replies
-        .into_iter()
-        .try_fold(0i64, |sum, reply| match reply {
-            Reply::Integer(part) => Ok(sum.saturating_add(part)),
-            _ => Err(damaged_part()),
-        })
-        .map(Reply::Integer)
-}
-
+/// What a shard answered to its part of a walk is not what was asked for.
 fn damaged_part() -> ReplyError {
     ReplyError::err("a shard answered with a damaged reply")
 }

@@ -8,7 +8,7 @@ use crate::commands::boxed;
 use crate::glob;
 use crate::reply::{Reply, ReplyError};
 use crate::rows::Db;
-use crate::spec::{Arity, Command, Keys, Spec};
+use crate::spec::{Arity, Command, Keys, Spec, Walk};
 
 const CATEGORY: &str = "keyspace";
 
@@ -28,22 +28,30 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::Exactly(2),
         Keys::EveryShard,
         KeysLike::parse,
-    ),
+    )
+    .walking(Walk {
+        part: None,
+        gather: all_keys,
+    }),
     Spec::read(
         "RANDOMKEY",
         "randomkey",
         CATEGORY,
         Arity::Exactly(1),
         Keys::EveryShard,
-        |_| boxed(RandomKey { part: false }),
-    ),
+        |_| boxed(RandomKey),
+    )
+    .walking(Walk {
+        part: Some(RANDOM_KEY_PART),
+        gather: choose,
+    }),
     Spec::read(
-        "RANDOMKEY.PART",
+        RANDOM_KEY_PART,
         "randomkey.part",
         CATEGORY,
         Arity::Exactly(1),
         Keys::EveryShard,
-        |_| boxed(RandomKey { part: true }),
+        |_| boxed(RandomKeyPart),
     )
     .internal(),
     Spec::read(
@@ -54,8 +62,14 @@ pub(super) const SPECS: &[Spec] = &[
         Keys::EveryShard,
         |_| boxed(DbSize),
     )
+    .walking(Walk {
+        part: None,
+        gather: sum,
+    })
     .fast(),
 ];
+
+const RANDOM_KEY_PART: &str = "RANDOMKEY.PART";
 
 /// `MATCH pattern` and `COUNT n` of SCAN, HSCAN, SSCAN and ZSCAN.
 #[derive(Debug)]
@@ -172,31 +186,40 @@ impl Command for KeysLike {
         })?;
         Ok(Reply::Array(keys))
     }
+}
 
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        let mut keys = Vec::new();
-        for reply in replies {
-            let Reply::Array(mut part) = reply else {
-                return Err(super::damaged_part());
-            };
-            keys.append(&mut part);
-        }
-        Ok(Reply::Array(keys))
+fn all_keys(replies: Vec<Reply>) -> Result<Reply, ReplyError> {
+    let mut keys = Vec::new();
+    for reply in replies {
+        let Reply::Array(mut part) = reply else {
+            return Err(super::damaged_part());
+        };
+        keys.append(&mut part);
     }
+    Ok(Reply::Array(keys))
 }
 
-/// `RANDOMKEY`. A part answers how many keys its shard has, a random number and one of them.
-#[derive(Debug)]
-struct RandomKey {
-    part: bool,
+fn random_key(db: &mut Db<'_>) -> Result<Reply, ReplyError> {
+    Ok(db.random_key()?.map_or(Reply::Null, Reply::Bulk))
 }
+
+/// `RANDOMKEY`, over all that is in sight.
+#[derive(Debug)]
+struct RandomKey;
 
 impl Command for RandomKey {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let key = db.random_key()?.map_or(Reply::Null, Reply::Bulk);
-        if !self.part {
-            return Ok(key);
-        }
+        random_key(db)
+    }
+}
+
+/// A shard's part of `RANDOMKEY`: how many keys it has, a random number and one of the keys.
+#[derive(Debug)]
+struct RandomKeyPart;
+
+impl Command for RandomKeyPart {
+    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
+        let key = random_key(db)?;
         let count = i64::try_from(db.key_count()?).unwrap_or(i64::MAX);
         let draw = (db.rows().random() >> 1).cast_signed();
         Ok(Reply::Array(vec![
@@ -205,39 +228,35 @@ impl Command for RandomKey {
             key,
         ]))
     }
+}
 
-    fn scatter(&self, _part: &[usize]) -> Option<Vec<Bytes>> {
-        Some(vec![Bytes::from_static(b"RANDOMKEY.PART")])
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        let (mut shards, mut total, mut draw) = (Vec::new(), 0, 0);
-        for reply in replies {
-            let Reply::Array(part) = reply else {
-                return Err(super::damaged_part());
-            };
-            let [Reply::Integer(count), Reply::Integer(drawn), key] = part.as_slice() else {
-                return Err(super::damaged_part());
-            };
-            // Not a plain XOR: equal draws would cancel out.
-            draw = u64::rotate_left(draw, 17).wrapping_add(drawn.unsigned_abs());
-            // A shard whose keys have all expired has a count and no key.
-            if *key != Reply::Null {
-                let count = count.unsigned_abs();
-                total += count;
-                shards.push((count, key.clone()));
-            }
+/// The key of one shard; the chance of each is its share of the keys.
+fn choose(replies: Vec<Reply>) -> Result<Reply, ReplyError> {
+    let (mut shards, mut total, mut draw) = (Vec::new(), 0, 0);
+    for reply in replies {
+        let Reply::Array(part) = reply else {
+            return Err(super::damaged_part());
+        };
+        let [Reply::Integer(count), Reply::Integer(drawn), key] = part.as_slice() else {
+            return Err(super::damaged_part());
+        };
+        // Not a plain XOR: equal draws would cancel out.
+        draw = u64::rotate_left(draw, 17).wrapping_add(drawn.unsigned_abs());
+        // A shard whose keys have all expired has a count and no key.
+        if *key != Reply::Null {
+            let count = count.unsigned_abs();
+            total += count;
+            shards.push((count, key.clone()));
         }
-        // A shard's chance is its share of the keys.
-        let mut place = draw.checked_rem(total).unwrap_or(0);
-        for (count, key) in shards {
-            if place < count {
-                return Ok(key);
-            }
-            place -= count;
-        }
-        Ok(Reply::Null)
     }
+    let mut place = draw.checked_rem(total).unwrap_or(0);
+    for (count, key) in shards {
+        if place < count {
+            return Ok(key);
+        }
+        place -= count;
+    }
+    Ok(Reply::Null)
 }
 
 /// `DBSIZE`: counts expired keys that are not yet deleted, as Redis does.
@@ -249,8 +268,14 @@ impl Command for DbSize {
         let count = db.key_count()?;
         Ok(Reply::Integer(i64::try_from(count).unwrap_or(i64::MAX)))
     }
+}
 
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        super::sum(replies)
-    }
+fn sum(replies: Vec<Reply>) -> Result<Reply, ReplyError> {
+    replies
+        .into_iter()
+        .try_fold(0i64, |sum, reply| match reply {
+            Reply::Integer(part) => Ok(sum.saturating_add(part)),
+            _ => Err(super::damaged_part()),
+        })
+        .map(Reply::Integer)
 }

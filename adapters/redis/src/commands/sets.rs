@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::gather_one;
 use crate::args::{Args, parse_integer};
 use crate::reply::{Reply, ReplyError};
 use crate::rows::{Db, Hashed, Type};
@@ -152,15 +151,6 @@ pub(super) const SPECS: &[Spec] = &[
         ALL_KEYS,
         |args| Store::parse(args, Op::Diff),
     ),
-    Spec::read(
-        SOURCES,
-        "leadline.sets",
-        CATEGORY,
-        Arity::AtLeast(2),
-        ALL_KEYS,
-        Sources::parse,
-    )
-    .internal(),
 ];
 
 const TWO_KEYS: Keys = Keys::Range { first: 1, last: 2 };
@@ -169,9 +159,6 @@ const ALL_KEYS: Keys = Keys::Every {
     step: 1,
     last_from_end: 0,
 };
-
-/// The part of a read over several shards: the members of each key.
-const SOURCES: &str = "LEADLINE.SETS";
 
 type Set = BTreeSet<Bytes>;
 
@@ -510,57 +497,19 @@ enum Op {
     Diff,
 }
 
-/// The result of `op` over sets.
-fn combine(op: Op, sets: Vec<Set>) -> Set {
-    let mut sets = sets.into_iter();
-    let Some(first) = sets.next() else {
-        return Set::new();
-    };
-    sets.fold(first, |mut result, set| {
+/// The result of `op` over the sets at `keys`.
+fn combine(db: &mut Db<'_>, op: Op, keys: &[Bytes]) -> Result<Set, ReplyError> {
+    let mut sets = keys.iter().map(|key| members(db, key));
+    let first = sets.next().transpose()?.unwrap_or_default();
+    sets.try_fold(first, |mut result, set| {
+        let set = set?;
         match op {
             Op::Inter => result.retain(|member| set.contains(member)),
             Op::Union => result.extend(set),
             Op::Diff => result.retain(|member| !set.contains(member)),
         }
-        result
+        Ok(result)
     })
-}
-
-fn combine_keys(db: &mut Db<'_>, op: Op, keys: &[Bytes]) -> Result<Set, ReplyError> {
-    let sets = keys
-        .iter()
-        .map(|key| members(db, key))
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(combine(op, sets))
-}
-
-fn scatter_sources(keys: &[Bytes], part: &[usize]) -> Vec<Bytes> {
-    std::iter::once(Bytes::from_static(SOURCES.as_bytes()))
-        .chain(part.iter().map(|position| keys[*position].clone()))
-        .collect()
-}
-
-/// The sets that the parts of a scattered read answered, in the order of the keys.
-fn gather_sources(parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Vec<Set>, ReplyError> {
-    gather_one(parts, replies)?
-        .into_iter()
-        .map(|reply| match reply {
-            Reply::Set(members) => Ok(members
-                .into_iter()
-                .filter_map(|member| match member {
-                    Reply::Bulk(member) => Some(member),
-                    _ => None,
-                })
-                .collect()),
-            _ => Err(ReplyError::err(
-                "a shard answered something else than a set",
-            )),
-        })
-        .collect()
-}
-
-fn set_reply(members: Set) -> Reply {
-    Reply::Set(members.into_iter().map(Reply::Bulk).collect())
 }
 
 /// `SINTER | SUNION | SDIFF key …`.
@@ -581,15 +530,8 @@ impl Combine {
 
 impl Command for Combine {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        Ok(set_reply(combine_keys(db, self.op, &self.keys)?))
-    }
-
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        Some(scatter_sources(&self.keys, part))
-    }
-
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        Ok(set_reply(combine(self.op, gather_sources(parts, replies)?)))
+        let members = combine(db, self.op, &self.keys)?;
+        Ok(Reply::Set(members.into_iter().map(Reply::Bulk).collect()))
     }
 }
 
@@ -604,15 +546,6 @@ impl InterCard {
     fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
         let (keys, limit) = parse_card(args)?;
         Ok(Box::new(Self { keys, limit }))
-    }
-
-    fn reply(&self, members: &Set) -> Reply {
-        let found = members.len() as u64;
-        count(if self.limit == 0 {
-            found
-        } else {
-            found.min(self.limit)
-        })
     }
 }
 
@@ -642,16 +575,12 @@ pub(super) fn parse_card(args: &mut Args<'_>) -> Result<(Vec<Bytes>, u64), Reply
 
 impl Command for InterCard {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let members = combine_keys(db, Op::Inter, &self.keys)?;
-        Ok(self.reply(&members))
-    }
-
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        Some(scatter_sources(&self.keys, part))
-    }
-
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        Ok(self.reply(&combine(Op::Inter, gather_sources(parts, replies)?)))
+        let found = combine(db, Op::Inter, &self.keys)?.len() as u64;
+        Ok(count(if self.limit == 0 {
+            found
+        } else {
+            found.min(self.limit)
+        }))
     }
 }
 
@@ -675,7 +604,7 @@ impl Store {
 
 impl Command for Store {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let members = combine_keys(db, self.op, &self.keys)?;
+        let members = combine(db, self.op, &self.keys)?;
         db.remove(&self.destination)?;
         let mut set = Hashed::replacing(db, &self.destination, Type::Set);
         for member in &members {
@@ -686,26 +615,5 @@ impl Command for Store {
             set.save(db)?;
         }
         Ok(count(stored))
-    }
-}
-
-/// The members of each key, for another node that puts them together.
-#[derive(Debug)]
-struct Sources {
-    keys: Vec<Bytes>,
-}
-
-impl Sources {
-    fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self {
-            keys: args.rest().to_vec(),
-        }))
-    }
-}
-
-impl Command for Sources {
-    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let sets = self.keys.iter().map(|key| Ok(set_reply(members(db, key)?)));
-        Ok(Reply::Array(sets.collect::<Result<_, ReplyError>>()?))
     }
 }

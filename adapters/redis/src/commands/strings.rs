@@ -555,14 +555,6 @@ impl Command for MGet {
         });
         Ok(Reply::Array(values.collect::<Result<_, ReplyError>>()?))
     }
-
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        Some(super::part_args("MGET", &self.keys, part))
-    }
-
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        Ok(Reply::Array(super::gather_one(parts, replies)?))
-    }
 }
 
 /// `MSET key value …` and `MSETNX`, which writes all or, if one of the keys is there, none.

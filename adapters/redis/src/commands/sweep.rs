@@ -70,22 +70,4 @@ impl Command for Sweep {
             Reply::Integer(i64::from(swept.more)),
         ]))
     }
-
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        let (mut removed, mut more) = (0, 0);
-        for reply in replies {
-            let Reply::Array(part) = reply else {
-                return Err(super::damaged_part());
-            };
-            let [Reply::Integer(part_removed), Reply::Integer(part_more)] = part[..] else {
-                return Err(super::damaged_part());
-            };
-            removed += part_removed;
-            more |= part_more;
-        }
-        Ok(Reply::Array(vec![
-            Reply::Integer(removed),
-            Reply::Integer(more),
-        ]))
-    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use leadline_kv::Operation;
+use leadline_kv::{Operation, Scattered};
 
 use super::{Ours, Value, words};
 use crate::operation::RedisOperation;
@@ -21,15 +21,13 @@ fn shard_of(key: &[u8]) -> usize {
 /// A walk over the keys of both shards.
 fn gathered(shards: &mut [Ours; 2], command: &str, resp: Resp) -> Value {
     let args = words(command);
-    let parts = vec![Vec::new(), Vec::new()];
-    let whole: Arc<dyn Operation> = Arc::new(RedisOperation::from_args(args, 0, resp).unwrap());
-    let operations = Arc::clone(&whole).scatter(&parts).unwrap();
-    let replies: Vec<Bytes> = operations
-        .iter()
-        .zip(shards)
-        .map(|(operation, shard)| operation.evaluate(&mut shard.rows).unwrap())
+    let whole = Arc::new(RedisOperation::from_args(args, 0, resp).unwrap());
+    let Scattered { part, gather } = whole.scatter().unwrap();
+    let replies: Vec<Bytes> = shards
+        .iter_mut()
+        .map(|shard| part.evaluate(&mut shard.rows).unwrap())
         .collect();
-    Value::parse_all(&whole.gather(&parts, replies))
+    Value::parse_all(&gather(replies))
 }
 
 #[test]
@@ -72,7 +70,6 @@ fn what_names_its_keys_is_never_cut() {
         "COPY k1 k2",
     ] {
         let operation = RedisOperation::from_args(words(command), 0, Resp::V2).unwrap();
-        let parts = [vec![0], vec![1]];
-        assert!(Arc::new(operation).scatter(&parts).is_none(), "{command}");
+        assert!(Arc::new(operation).scatter().is_none(), "{command}");
     }
 }

@@ -121,14 +121,6 @@ impl Operation for Step {
         };
         prost::Message::encode(&request, out).expect("a BytesMut grows as needed");
     }
-
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-
-    fn gather(&self, _parts: &[Vec<usize>], mut replies: Vec<Bytes>) -> Bytes {
-        replies.pop().unwrap_or_default()
-    }
 }
 
 /// Does one step; gives where the next goes on, if it does.

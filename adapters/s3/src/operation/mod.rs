@@ -21,7 +21,7 @@ mod wire;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use leadline_kv::{Access, Door, Operation, OperationCodec, Route, RowError, Rows};
+use leadline_kv::{Access, Door, Operation, OperationCodec, Route, RowError, Rows, Scattered};
 use prost::Message;
 
 pub(crate) use access::{matches_pattern, policy_is_public};
@@ -273,33 +273,32 @@ impl Operation for S3Operation {
             .expect("a BytesMut grows as needed");
     }
 
-    fn scatter(self: Arc<Self>, parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
+    fn scatter(self: Arc<Self>) -> Option<Scattered> {
         match &self.request.act {
-            Some(Action::ListBuckets(_)) => Some(
-                parts
-                    .iter()
-                    .map(|_| Arc::clone(&self) as Arc<dyn Operation>)
-                    .collect(),
-            ),
+            Some(Action::ListBuckets(_)) => Some(Scattered {
+                part: self,
+                gather: Box::new(all_buckets),
+            }),
             _ => None,
         }
     }
+}
 
-    fn gather(&self, _parts: &[Vec<usize>], replies: Vec<Bytes>) -> Bytes {
-        let mut all = Buckets::default();
-        for reply in replies {
-            match Reply::decode(reply.clone()).map(|reply| reply.answer) {
-                Ok(Some(Answer::Buckets(part))) => all.buckets.extend(part.buckets),
-                // A part that was refused, or is not what was asked for, is the answer.
-                _ => return reply,
-            }
+/// The buckets that all shards list, by name.
+fn all_buckets(replies: Vec<Bytes>) -> Bytes {
+    let mut all = Buckets::default();
+    for reply in replies {
+        match Reply::decode(reply.clone()).map(|reply| reply.answer) {
+            Ok(Some(Answer::Buckets(part))) => all.buckets.extend(part.buckets),
+            // A part that was refused, or is not what was asked for, is the answer.
+            _ => return reply,
         }
-        all.buckets.sort_by(|a, b| a.name.cmp(&b.name));
-        let reply = Reply {
-            answer: Some(Answer::Buckets(all)),
-        };
-        reply.encode_to_vec().into()
     }
+    all.buckets.sort_by(|a, b| a.name.cmp(&b.name));
+    let reply = Reply {
+        answer: Some(Answer::Buckets(all)),
+    };
+    reply.encode_to_vec().into()
 }
 
 /// Decodes S3 operations that another node forwarded.

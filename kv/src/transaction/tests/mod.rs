@@ -85,12 +85,6 @@ impl Operation for Script {
         (self.body)(rows)
     }
     fn encode(&self, _out: &mut bytes::BytesMut) {}
-    fn scatter(self: Arc<Self>, _parts: &[Vec<usize>]) -> Option<Vec<Arc<dyn Operation>>> {
-        None
-    }
-    fn gather(&self, _parts: &[Vec<usize>], _replies: Vec<Bytes>) -> Bytes {
-        Bytes::new()
-    }
 }
 
 fn script(

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::super::gather_one;
 use super::super::sets::parse_card;
 use super::{CATEGORY, SortedSet, count_reply, decode_score, members_reply};
 use crate::args::{Args, parse_double, parse_integer};
@@ -95,23 +94,7 @@ pub(super) const SPECS: &[Spec] = &[
         DESTINATION_COUNTED,
         |args| Store::parse(args, "zdiffstore", Op::Diff),
     ),
-    Spec::read(
-        SOURCES,
-        "leadline.zsets",
-        CATEGORY,
-        Arity::AtLeast(2),
-        Keys::Every {
-            first: 1,
-            step: 1,
-            last_from_end: 0,
-        },
-        Sources::parse,
-    )
-    .internal(),
 ];
-
-/// The part of a read over several shards: members and scores of each key.
-const SOURCES: &str = "LEADLINE.ZSETS";
 
 type Scored = BTreeMap<Bytes, f64>;
 
@@ -282,44 +265,9 @@ fn source(db: &mut Db<'_>, key: &[u8]) -> Result<Scored, ReplyError> {
     }
 }
 
-fn scatter_sources(keys: &[Bytes], part: &[usize]) -> Vec<Bytes> {
-    std::iter::once(Bytes::from_static(SOURCES.as_bytes()))
-        .chain(part.iter().map(|position| keys[*position].clone()))
-        .collect()
-}
-
-fn gather_sources(parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Vec<Scored>, ReplyError> {
-    let damaged = || ReplyError::err("a shard answered something else than a sorted set");
-    let one = |reply| {
-        let Reply::Array(pairs) = reply else {
-            return Err(damaged());
-        };
-        pairs
-            .into_iter()
-            .map(|pair| match pair {
-                Reply::Array(pair) => match pair.as_slice() {
-                    [Reply::Bulk(member), Reply::Double(score)] => Ok((member.clone(), *score)),
-                    _ => Err(damaged()),
-                },
-                _ => Err(damaged()),
-            })
-            .collect()
-    };
-    gather_one(parts, replies)?.into_iter().map(one).collect()
-}
-
 impl Command for Combination {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
         Ok(members_reply(self.run(db)?, self.with_scores))
-    }
-
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        Some(scatter_sources(&self.keys, part))
-    }
-
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        let members = self.combine(gather_sources(parts, replies)?);
-        Ok(members_reply(members, self.with_scores))
     }
 }
 
@@ -342,33 +290,16 @@ impl InterCard {
         };
         Ok(Box::new(Self { combination, limit }))
     }
-
-    fn reply(&self, found: usize) -> Reply {
-        let found = found as u64;
-        count_reply(if self.limit == 0 {
-            found
-        } else {
-            found.min(self.limit)
-        })
-    }
 }
 
 impl Command for InterCard {
     fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let found = self.combination.run(db)?.len();
-        Ok(self.reply(found))
-    }
-
-    fn scatter(&self, part: &[usize]) -> Option<Vec<Bytes>> {
-        self.combination.scatter(part)
-    }
-
-    fn gather(&self, parts: &[Vec<usize>], replies: Vec<Reply>) -> Result<Reply, ReplyError> {
-        Ok(self.reply(
-            self.combination
-                .combine(gather_sources(parts, replies)?)
-                .len(),
-        ))
+        let found = self.combination.run(db)?.len() as u64;
+        Ok(count_reply(if self.limit == 0 {
+            found
+        } else {
+            found.min(self.limit)
+        }))
     }
 }
 
@@ -413,29 +344,4 @@ pub(super) fn store(
         db.wake(destination);
     }
     Ok(count_reply(members.len() as u64))
-}
-
-/// Members and scores of each key, for another node that puts them together.
-#[derive(Debug)]
-struct Sources {
-    keys: Vec<Bytes>,
-}
-
-impl Sources {
-    fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self {
-            keys: args.rest().to_vec(),
-        }))
-    }
-}
-
-impl Command for Sources {
-    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let mut sets = Vec::with_capacity(self.keys.len());
-        for key in &self.keys {
-            let members = source(db, key)?.into_iter().collect();
-            sets.push(members_reply(members, true));
-        }
-        Ok(Reply::Array(sets))
-    }
 }

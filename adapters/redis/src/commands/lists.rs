@@ -12,7 +12,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use leadline_kv::ScanOrder;
 
-use crate::args::{Args, parse_double, parse_integer};
+use super::pops::{
+    AttemptPop, KEYS_THEN_TIMEOUT, MultiPop, PopEnd, blocking_multi_pop, blocking_pop,
+    parse_timeout,
+};
+use crate::args::{Args, parse_integer};
 use crate::reply::{Reply, ReplyError};
 use crate::rows::{Collection, Db, ElementKind, Prefix, Type, list_position};
 use crate::spec::{Arity, Attempt, Blocking, Command, Keys, Spec};
@@ -165,7 +169,7 @@ pub(super) const SPECS: &[Spec] = &[
         CATEGORY,
         Arity::AtLeast(4),
         Keys::Counted(1),
-        |args| Ok(Box::new(MultiPop::parse(args)?)),
+        MultiPop::<End>::parse,
     )
     .frees(),
     Spec::blocking(
@@ -206,15 +210,15 @@ pub(super) const SPECS: &[Spec] = &[
         CATEGORY,
         Arity::AtLeast(5),
         Keys::Counted(2),
-        blocking_multi_pop,
+        blocking_multi_pop::<End>,
     ),
     Spec::write(
-        ATTEMPT_POP,
+        End::ATTEMPT_POP,
         "leadline.bpop",
         CATEGORY,
         Arity::Exactly(3),
         Keys::At(1),
-        AttemptPop::parse,
+        AttemptPop::<End>::parse,
     )
     .internal()
     .frees(),
@@ -228,33 +232,21 @@ pub(super) const SPECS: &[Spec] = &[
     )
     .internal(),
     Spec::write(
-        ATTEMPT_MULTI_POP,
+        End::ATTEMPT_MULTI_POP,
         "leadline.bmpop",
         CATEGORY,
         Arity::AtLeast(4),
         Keys::Counted(1),
-        |args| {
-            Ok(Box::new(MultiPop {
-                nothing: Nothing::Block,
-                ..MultiPop::parse(args)?
-            }))
-        },
+        MultiPop::<End>::attempt,
     )
     .internal()
     .frees(),
 ];
 
 const SOURCE_AND_DESTINATION: Keys = Keys::Range { first: 1, last: 2 };
-const KEYS_THEN_TIMEOUT: Keys = Keys::Every {
-    first: 1,
-    step: 1,
-    last_from_end: 1,
-};
 
-/// What the blocking commands try: as the plain ones, but nothing found is [`Reply::Block`].
-const ATTEMPT_POP: &str = "LEADLINE.BPOP";
+/// What BLMOVE tries: as LMOVE, but nothing found is [`Reply::Block`].
 const ATTEMPT_MOVE: &str = "LEADLINE.BMOVE";
-const ATTEMPT_MULTI_POP: &str = "LEADLINE.BMPOP";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -262,22 +254,23 @@ enum End {
     Right,
 }
 
-impl End {
-    fn parse(args: &mut Args<'_>) -> Result<Self, ReplyError> {
-        if args.take("LEFT") {
-            Ok(Self::Left)
-        } else if args.take("RIGHT") {
-            Ok(Self::Right)
-        } else {
-            Err(ReplyError::Syntax)
-        }
-    }
+impl PopEnd for End {
+    const BOTH: [(Self, &'static str); 2] = [(Self::Left, "LEFT"), (Self::Right, "RIGHT")];
+    const ATTEMPT_POP: &'static str = "LEADLINE.BPOP";
+    const ATTEMPT_MULTI_POP: &'static str = "LEADLINE.BMPOP";
 
-    fn word(self) -> Bytes {
-        Bytes::from_static(match self {
-            Self::Left => b"LEFT",
-            Self::Right => b"RIGHT",
-        })
+    fn pop(
+        self,
+        db: &mut Db<'_>,
+        key: &[u8],
+        count: u64,
+    ) -> Result<Option<Vec<Reply>>, ReplyError> {
+        let Some(mut list) = List::open(db, key)? else {
+            return Ok(None);
+        };
+        let elements = list.pop_many(db, self, count)?;
+        list.save(db)?;
+        Ok(Some(elements.into_iter().map(Reply::Bulk).collect()))
     }
 }
 
@@ -287,7 +280,7 @@ enum Absent {
     Refuse,
 }
 
-/// What a pop answers when there is nothing to pop.
+/// What a move answers when there is nothing to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Nothing {
     Null,
@@ -987,129 +980,6 @@ impl Command for Move {
     }
 }
 
-/// `LMPOP numkeys key … LEFT | RIGHT [COUNT count]`: pops from the first list that is not empty.
-#[derive(Debug)]
-struct MultiPop {
-    keys: Vec<Bytes>,
-    end: End,
-    count: u64,
-    nothing: Nothing,
-}
-
-impl MultiPop {
-    fn parse(args: &mut Args<'_>) -> Result<Self, ReplyError> {
-        let keys = args
-            .integer()
-            .ok()
-            .and_then(|count| usize::try_from(count).ok())
-            .filter(|count| *count > 0)
-            .ok_or_else(|| ReplyError::err("numkeys should be greater than 0"))?;
-        if keys >= args.len() {
-            return Err(ReplyError::Syntax);
-        }
-        let keys = (0..keys).map(|_| args.key()).collect::<Result<_, _>>()?;
-        let end = End::parse(args)?;
-        let mut count = 1;
-        if args.take("COUNT") {
-            count = args
-                .unsigned()
-                .ok()
-                .filter(|count| *count > 0)
-                .ok_or_else(|| ReplyError::err("count should be greater than 0"))?;
-        }
-        args.end()?;
-        Ok(Self {
-            keys,
-            end,
-            count,
-            nothing: Nothing::Null,
-        })
-    }
-}
-
-impl Command for MultiPop {
-    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        for key in &self.keys {
-            if let Some(mut list) = List::open(db, key)? {
-                let elements = list.pop_many(db, self.end, self.count)?;
-                list.save(db)?;
-                return Ok(Reply::Array(vec![
-                    Reply::Bulk(key.clone()),
-                    Reply::bulks(elements),
-                ]));
-            }
-        }
-        Ok(match self.nothing {
-            Nothing::Null => Reply::NullArray,
-            Nothing::Block => Reply::Block,
-        })
-    }
-}
-
-/// One try of `BLPOP` or `BRPOP` at one key: the key and its element.
-#[derive(Debug)]
-struct AttemptPop {
-    key: Bytes,
-    end: End,
-}
-
-impl AttemptPop {
-    fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self {
-            key: args.key()?,
-            end: End::parse(args)?,
-        }))
-    }
-}
-
-impl Command for AttemptPop {
-    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let Some(mut list) = List::open(db, &self.key)? else {
-            return Ok(Reply::Block);
-        };
-        let element = list.pop(db, self.end)?;
-        list.save(db)?;
-        Ok(Reply::bulks([self.key.clone(), element]))
-    }
-}
-
-/// A timeout in seconds; `None` for 0, which waits for ever.
-pub(super) fn parse_timeout(text: &[u8]) -> Result<Option<Duration>, ReplyError> {
-    let seconds = parse_double(text)
-        .filter(|seconds| seconds.is_finite())
-        .ok_or_else(|| ReplyError::err("timeout is not a float or out of range"))?;
-    if seconds < 0.0 {
-        return Err(ReplyError::err("timeout is negative"));
-    }
-    if seconds == 0.0 {
-        return Ok(None);
-    }
-    // As Redis: whole milliseconds, rounded up.
-    Duration::try_from_secs_f64((seconds * 1000.0).ceil() / 1000.0)
-        .map(Some)
-        .map_err(|_| ReplyError::err("timeout is out of range"))
-}
-
-fn blocking_pop(args: &mut Args<'_>, end: End) -> Result<Blocking, ReplyError> {
-    let (timeout, keys) = args.rest().split_last().ok_or(ReplyError::Syntax)?;
-    let attempts = keys
-        .iter()
-        .map(|key| Attempt {
-            watch: key.clone(),
-            args: vec![
-                Bytes::from_static(ATTEMPT_POP.as_bytes()),
-                key.clone(),
-                end.word(),
-            ],
-        })
-        .collect();
-    Ok(Blocking {
-        timeout: parse_timeout(timeout)?,
-        attempts,
-        on_timeout: Reply::NullArray,
-    })
-}
-
 fn blocking_move(args: &mut Args<'_>) -> Result<Blocking, ReplyError> {
     let plain = Move::parse(args, Nothing::Block)?;
     let timeout = parse_timeout(&args.bytes()?)?;
@@ -1148,29 +1018,4 @@ fn one_move(plain: &Move, timeout: Option<Duration>) -> Blocking {
         attempts: vec![attempt],
         on_timeout: Reply::NullArray,
     }
-}
-
-fn blocking_multi_pop(args: &mut Args<'_>) -> Result<Blocking, ReplyError> {
-    let timeout = parse_timeout(&args.bytes()?)?;
-    let plain = MultiPop::parse(args)?;
-    let attempts = plain
-        .keys
-        .iter()
-        .map(|key| Attempt {
-            watch: key.clone(),
-            args: vec![
-                Bytes::from_static(ATTEMPT_MULTI_POP.as_bytes()),
-                Bytes::from_static(b"1"),
-                key.clone(),
-                plain.end.word(),
-                Bytes::from_static(b"COUNT"),
-                Bytes::from(plain.count.to_string()),
-            ],
-        })
-        .collect();
-    Ok(Blocking {
-        timeout,
-        attempts,
-        on_timeout: Reply::NullArray,
-    })
 }

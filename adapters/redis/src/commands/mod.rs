@@ -10,6 +10,7 @@ mod hashes;
 mod keys;
 mod lcs;
 mod lists;
+mod pops;
 mod scan;
 mod server;
 mod sets;

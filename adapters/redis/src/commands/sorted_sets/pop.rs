@@ -3,12 +3,14 @@
 use bytes::Bytes;
 use leadline_kv::ScanOrder;
 
-use super::super::lists::parse_timeout;
+use super::super::pops::{
+    AttemptPop, KEYS_THEN_TIMEOUT, MultiPop, PopEnd, blocking_multi_pop, blocking_pop,
+};
 use super::{CATEGORY, SortedSet, members_reply};
 use crate::args::Args;
 use crate::reply::{Reply, ReplyError};
 use crate::rows::Db;
-use crate::spec::{Arity, Attempt, Blocking, Command, Keys, Spec};
+use crate::spec::{Arity, Command, Keys, Spec};
 
 pub(super) const SPECS: &[Spec] = &[
     Spec::write(
@@ -37,7 +39,7 @@ pub(super) const SPECS: &[Spec] = &[
         CATEGORY,
         Arity::AtLeast(4),
         Keys::Counted(1),
-        |args| Ok(Box::new(MultiPop::parse(args)?)),
+        MultiPop::<End>::parse,
     )
     .frees(),
     Spec::blocking(
@@ -62,43 +64,29 @@ pub(super) const SPECS: &[Spec] = &[
         CATEGORY,
         Arity::AtLeast(5),
         Keys::Counted(2),
-        blocking_multi_pop,
+        blocking_multi_pop::<End>,
     ),
     Spec::write(
-        ATTEMPT_POP,
+        End::ATTEMPT_POP,
         "leadline.bzpop",
         CATEGORY,
         Arity::Exactly(3),
         Keys::At(1),
-        AttemptPop::parse,
+        AttemptPop::<End>::parse,
     )
     .internal()
     .frees(),
     Spec::write(
-        ATTEMPT_MULTI_POP,
+        End::ATTEMPT_MULTI_POP,
         "leadline.bzmpop",
         CATEGORY,
         Arity::AtLeast(4),
         Keys::Counted(1),
-        |args| {
-            Ok(Box::new(MultiPop {
-                nothing: Reply::Block,
-                ..MultiPop::parse(args)?
-            }))
-        },
+        MultiPop::<End>::attempt,
     )
     .internal()
     .frees(),
 ];
-
-const KEYS_THEN_TIMEOUT: Keys = Keys::Every {
-    first: 1,
-    step: 1,
-    last_from_end: 1,
-};
-
-const ATTEMPT_POP: &str = "LEADLINE.BZPOP";
-const ATTEMPT_MULTI_POP: &str = "LEADLINE.BZMPOP";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -106,24 +94,25 @@ enum End {
     Max,
 }
 
+impl PopEnd for End {
+    const BOTH: [(Self, &'static str); 2] = [(Self::Min, "MIN"), (Self::Max, "MAX")];
+    const ATTEMPT_POP: &'static str = "LEADLINE.BZPOP";
+    const ATTEMPT_MULTI_POP: &'static str = "LEADLINE.BZMPOP";
+
+    /// Pairs of member and score: here they are pairs in both protocols.
+    fn pop(
+        self,
+        db: &mut Db<'_>,
+        key: &[u8],
+        count: u64,
+    ) -> Result<Option<Vec<Reply>>, ReplyError> {
+        let pair = |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
+        let popped = pop(db, key, self, count)?;
+        Ok(popped.map(|popped| popped.into_iter().map(pair).collect()))
+    }
+}
+
 impl End {
-    fn parse(args: &mut Args<'_>) -> Result<Self, ReplyError> {
-        if args.take("MIN") {
-            Ok(Self::Min)
-        } else if args.take("MAX") {
-            Ok(Self::Max)
-        } else {
-            Err(ReplyError::Syntax)
-        }
-    }
-
-    fn word(self) -> Bytes {
-        Bytes::from_static(match self {
-            Self::Min => b"MIN",
-            Self::Max => b"MAX",
-        })
-    }
-
     fn order(self) -> ScanOrder {
         match self {
             Self::Min => ScanOrder::Ascending,
@@ -182,133 +171,4 @@ impl Command for Pop {
             .flat_map(|(member, score)| [Reply::Bulk(member), Reply::Double(score)]);
         Ok(Reply::Array(flat.collect()))
     }
-}
-
-/// `ZMPOP numkeys key … MIN | MAX [COUNT count]`.
-#[derive(Debug)]
-struct MultiPop {
-    keys: Vec<Bytes>,
-    end: End,
-    count: u64,
-    nothing: Reply,
-}
-
-impl MultiPop {
-    fn parse(args: &mut Args<'_>) -> Result<Self, ReplyError> {
-        let keys = args
-            .integer()
-            .ok()
-            .and_then(|count| usize::try_from(count).ok())
-            .filter(|count| *count > 0)
-            .ok_or_else(|| ReplyError::err("numkeys should be greater than 0"))?;
-        if keys >= args.len() {
-            return Err(ReplyError::Syntax);
-        }
-        let keys = (0..keys).map(|_| args.key()).collect::<Result<_, _>>()?;
-        let end = End::parse(args)?;
-        let mut count = 1;
-        if args.take("COUNT") {
-            count = args
-                .unsigned()
-                .ok()
-                .filter(|count| *count > 0)
-                .ok_or_else(|| ReplyError::err("count should be greater than 0"))?;
-        }
-        args.end()?;
-        Ok(Self {
-            keys,
-            end,
-            count,
-            nothing: Reply::NullArray,
-        })
-    }
-}
-
-impl Command for MultiPop {
-    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        for key in &self.keys {
-            if let Some(popped) = pop(db, key, self.end, self.count)? {
-                // Pairs stay pairs here in both protocols.
-                let pair =
-                    |(member, score)| Reply::Array(vec![Reply::Bulk(member), Reply::Double(score)]);
-                let pairs = Reply::Array(popped.into_iter().map(pair).collect());
-                return Ok(Reply::Array(vec![Reply::Bulk(key.clone()), pairs]));
-            }
-        }
-        Ok(self.nothing.clone())
-    }
-}
-
-/// One try of `BZPOPMIN` or `BZPOPMAX` at one key: key, member, score.
-#[derive(Debug)]
-struct AttemptPop {
-    key: Bytes,
-    end: End,
-}
-
-impl AttemptPop {
-    fn parse(args: &mut Args<'_>) -> Result<Box<dyn Command>, ReplyError> {
-        Ok(Box::new(Self {
-            key: args.key()?,
-            end: End::parse(args)?,
-        }))
-    }
-}
-
-impl Command for AttemptPop {
-    fn execute(&self, db: &mut Db<'_>) -> Result<Reply, ReplyError> {
-        let popped = pop(db, &self.key, self.end, 1)?.unwrap_or_default();
-        Ok(popped
-            .into_iter()
-            .next()
-            .map_or(Reply::Block, |(member, score)| {
-                let key = Reply::Bulk(self.key.clone());
-                Reply::Array(vec![key, Reply::Bulk(member), Reply::Double(score)])
-            }))
-    }
-}
-
-fn blocking_pop(args: &mut Args<'_>, end: End) -> Result<Blocking, ReplyError> {
-    let (timeout, keys) = args.rest().split_last().ok_or(ReplyError::Syntax)?;
-    let attempts = keys
-        .iter()
-        .map(|key| Attempt {
-            watch: key.clone(),
-            args: vec![
-                Bytes::from_static(ATTEMPT_POP.as_bytes()),
-                key.clone(),
-                end.word(),
-            ],
-        })
-        .collect();
-    Ok(Blocking {
-        timeout: parse_timeout(timeout)?,
-        attempts,
-        on_timeout: Reply::NullArray,
-    })
-}
-
-fn blocking_multi_pop(args: &mut Args<'_>) -> Result<Blocking, ReplyError> {
-    let timeout = parse_timeout(&args.bytes()?)?;
-    let plain = MultiPop::parse(args)?;
-    let attempts = plain
-        .keys
-        .iter()
-        .map(|key| Attempt {
-            watch: key.clone(),
-            args: vec![
-                Bytes::from_static(ATTEMPT_MULTI_POP.as_bytes()),
-                Bytes::from_static(b"1"),
-                key.clone(),
-                plain.end.word(),
-                Bytes::from_static(b"COUNT"),
-                Bytes::from(plain.count.to_string()),
-            ],
-        })
-        .collect();
-    Ok(Blocking {
-        timeout,
-        attempts,
-        on_timeout: Reply::NullArray,
-    })
 }

@@ -238,11 +238,17 @@ enum Peer {
 }
 
 impl Peer {
-    async fn call(&mut self, workload: Workload, key: String, value: &Bytes) -> Result<(), String> {
+    async fn call(
+        &mut self,
+        workload: Workload,
+        key: String,
+        value: &Bytes,
+        nth: u64,
+    ) -> Result<(), String> {
         match (self, workload) {
             (Self::Etcd(etcd), Workload::Set) => etcd.put(key.into_bytes(), value.clone()).await,
             (Self::Etcd(etcd), Workload::Get) => etcd.get(key.into_bytes()).await,
-            (Self::S3(s3), Workload::Set) => s3.put(&key).await,
+            (Self::S3(s3), Workload::Set) => s3.put(&key, nth).await,
             (Self::S3(s3), Workload::Get) => s3.get(&key).await,
             _ => Err("etcd and S3 are measured with set and get".into()),
         }
@@ -273,7 +279,7 @@ async fn drive_peer(
         };
         let name = format!("key:{key:012}");
         let sent = Instant::now();
-        let called = peer.call(load.workload, name, &value).await;
+        let called = peer.call(load.workload, name, &value, nth).await;
         let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.done.fetch_add(1, Ordering::Relaxed);
         let mut outcome = outcome.borrow_mut();

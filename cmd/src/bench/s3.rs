@@ -1,7 +1,7 @@
 //! Just enough of S3 to measure a server that speaks it: PUT and GET of whole objects by signed
 //! requests (Signature Version 4, path style), one at a time per connection.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -23,28 +23,11 @@ pub(super) struct Access {
     pub(super) sign_payload: bool,
 }
 
-/// The body of every PUT, hashed once.
-pub(super) struct Payload {
-    bytes: Bytes,
-    hash: String,
-}
-
-impl Payload {
-    pub(super) fn new(bytes: Bytes, signed: bool) -> Self {
-        let hash = if signed {
-            hex(digest::digest(&digest::SHA256, &bytes).as_ref())
-        } else {
-            "UNSIGNED-PAYLOAD".to_owned()
-        };
-        Self { bytes, hash }
-    }
-}
-
 /// One connection to one server.
 pub(super) struct S3 {
     address: String,
     access: Access,
-    value: Payload,
+    value: Bytes,
     sender: SendRequest<Full<Bytes>>,
 }
 
@@ -71,13 +54,13 @@ impl S3 {
         let mut s3 = Self {
             address: address.to_owned(),
             access: access.clone(),
-            value: Payload::new(value, access.sign_payload),
+            value,
             sender,
         };
         let path = format!("/{BUCKET}");
-        let made = s3.call(Method::PUT, &path, false).await?;
+        let made = s3.call(Method::PUT, &path, None).await?;
         // Another connection may have been faster, which servers say in several ways.
-        if made.is_success() || s3.call(Method::HEAD, &path, false).await?.is_success() {
+        if made.is_success() || s3.call(Method::HEAD, &path, None).await?.is_success() {
             return Ok(s3);
         }
         Err(failed(&format_args!(
@@ -85,34 +68,43 @@ impl S3 {
         )))
     }
 
-    pub(super) async fn put(&mut self, key: &str) -> Result<(), String> {
+    /// Stores the value with `number` in front: no two bodies are alike, so that a server that
+    /// keeps equal ones once gains nothing.
+    pub(super) async fn put(&mut self, key: &str, number: u64) -> Result<(), String> {
         let path = format!("/{BUCKET}/{key}");
-        self.call(Method::PUT, &path, true).await.and_then(whole)
+        let mut body = BytesMut::from(&self.value[..]);
+        for (byte, of) in body.iter_mut().zip(number.to_be_bytes()) {
+            *byte = of;
+        }
+        let put = self.call(Method::PUT, &path, Some(body.freeze())).await;
+        put.and_then(whole)
     }
 
     /// An object that is not there is an answer too.
     pub(super) async fn get(&mut self, key: &str) -> Result<(), String> {
         let path = format!("/{BUCKET}/{key}");
-        match self.call(Method::GET, &path, false).await? {
+        match self.call(Method::GET, &path, None).await? {
             StatusCode::NOT_FOUND => Ok(()),
             other => whole(other),
         }
     }
 
-    /// Sends one request, with the value or without a body, and reads its answer to the end.
+    /// Sends one request and reads its answer to the end.
     async fn call(
         &mut self,
         method: Method,
         path: &str,
-        with_value: bool,
+        body: Option<Bytes>,
     ) -> Result<StatusCode, String> {
         let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", self.address);
-        let (body, hash) = if with_value {
-            (self.value.bytes.clone(), self.value.hash.as_str())
-        } else {
-            (Bytes::new(), NOTHING)
+        let hash = match &body {
+            Some(body) if self.access.sign_payload => {
+                hex(digest::digest(&digest::SHA256, body).as_ref())
+            }
+            Some(_) => "UNSIGNED-PAYLOAD".to_owned(),
+            None => NOTHING.to_owned(),
         };
-        let (date, authorization) = self.sign(&method, path, hash);
+        let (date, authorization) = self.sign(&method, path, &hash);
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -120,7 +112,7 @@ impl S3 {
             .header("x-amz-date", date)
             .header("x-amz-content-sha256", hash)
             .header("authorization", authorization)
-            .body(Full::new(body))
+            .body(Full::new(body.unwrap_or_default()))
             .map_err(|error| failed(&error))?;
         self.sender.ready().await.map_err(|error| failed(&error))?;
         let answer = self

@@ -31,7 +31,7 @@ use crate::exec::{ExecOperation, Part};
 use crate::metrics::{self, Metrics};
 use crate::operation::RedisOperation;
 use crate::output::Output;
-use crate::reply::{self, Reply, ReplyError};
+use crate::reply::{self, Reply, ReplyError, Resp};
 use crate::script::{self, Scripted};
 use crate::session::{Answer, Replies, Session, run_subcommand};
 use crate::slowlog::{self, Entry};
@@ -95,8 +95,7 @@ struct InFlight {
     silent: bool,
     blocking: bool,
     size: usize,
-    /// An EXEC that selected another database: which to go back to if it did nothing.
-    restore: Option<u8>,
+    restore: Option<(u8, Resp)>,
     /// For the slow log.
     operation: Option<Arc<RedisOperation>>,
 }
@@ -107,6 +106,8 @@ struct Begun {
     now: Instant,
     silent: bool,
     size: usize,
+    /// An EXEC that changed database or protocol: what to go back to if it did nothing.
+    restore: Option<(u8, Resp)>,
 }
 
 pub(crate) struct Connection<S> {
@@ -277,6 +278,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             now,
             silent,
             size,
+            restore: None,
         }
     }
 
@@ -386,7 +388,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Runs the commands of the MULTI as one operation.
-    fn exec(&mut self, begun: Begun, own: Option<Duration>, ctx: &mut Option<Context>) {
+    fn exec(&mut self, mut begun: Begun, own: Option<Duration>, ctx: &mut Option<Context>) {
         let Some(multi) = self.session.multi.take() else {
             return self.refuse(begun, ReplyError::err("EXEC without MULTI"));
         };
@@ -405,7 +407,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
             }
         }
-        let (resp, database) = (self.session.resp, self.session.database);
+        let before = (self.session.database, self.session.resp);
         let parts = multi
             .commands
             .into_iter()
@@ -413,7 +415,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .collect();
         *ctx = None;
         self.set_limits();
-        let operation = ExecOperation::new(resp, watches, parts);
+        let operation = ExecOperation::new(before.1, watches, parts);
         if !operation.needs_rows() {
             let reply = PendingReply::ready(Ok(operation.ready()));
             return self.push(begun, reply, None);
@@ -421,12 +423,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let session = &self.session;
         let ctx = session.context(begun.now, own);
         let reply = session.shared.coordinator.submit(&ctx, Arc::new(operation));
+        // A SELECT or HELLO in it did not take place if the EXEC did not: what comes next must know.
+        let changed = (session.database, session.resp) != before;
+        begun.restore = changed.then_some(before);
         self.push(begun, reply, None);
-        if let Some(waiting) = self.queue.back_mut() {
-            // A SELECT in it did not take place if the EXEC did not.
-            waiting.restore = (self.session.database != database).then_some(database);
-            self.barrier |= waiting.restore.is_some();
-        }
+        self.barrier |= changed && !self.queue.is_empty();
     }
 
     /// A command of a MULTI, as its EXEC runs it. One of the connection is done now.
@@ -664,7 +665,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             began: begun.now,
             silent: begun.silent,
             blocking: self.blocked,
-            restore: None,
+            restore: begun.restore,
             size: begun.size,
             operation,
         }
@@ -751,12 +752,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 shared.settings().slowlog_max_len,
             );
         }
-        if let Some(database) = waiting.restore
-            && result.as_ref().map_or(true, |reply| {
-                *reply == ExecOperation::nil(self.session.resp)
-            })
+        if let Some((database, resp)) = waiting.restore
+            && result
+                .as_ref()
+                .map_or(true, |reply| *reply == ExecOperation::nil(resp))
         {
             self.session.select(database);
+            self.session.speak(resp);
         }
         let shared = &self.session.shared;
         match result {

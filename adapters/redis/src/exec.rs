@@ -334,3 +334,66 @@ impl Operation for ExecOperation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use leadline_kv::OperationCodec;
+
+    use super::*;
+    use crate::operation::RedisCodec;
+    use crate::rows::first_row_key;
+    use crate::testing::{Ours, words};
+
+    fn operation(line: &str) -> RedisOperation {
+        RedisOperation::from_args(words(line), 0, Resp::V2).unwrap()
+    }
+
+    fn watch(key: &str, version: Option<u64>) -> Watch {
+        let key = first_row_key(0, key.as_bytes());
+        Watch { key, version }
+    }
+
+    #[test]
+    fn an_exec_that_is_forwarded_stays_the_same() {
+        let exec = ExecOperation::new(
+            Resp::V3,
+            vec![watch("absent", None), watch("there", Some(7))],
+            vec![
+                Part::Ready(Bytes::from_static(b"+PONG\r\n")),
+                Part::Run(operation("SET k v")),
+                Part::Attempts(
+                    vec![
+                        operation("LEADLINE.BPOP a LEFT"),
+                        operation("LEADLINE.BPOP b LEFT"),
+                    ],
+                    Bytes::from_static(b"*-1\r\n"),
+                ),
+            ],
+        );
+        let mut sent = BytesMut::new();
+        exec.encode(&mut sent);
+        let sent = sent.freeze();
+        let received = RedisCodec.decode(sent.clone()).unwrap();
+        assert_eq!(format!("{received:?}"), format!("{exec:?}"));
+        // Cut short anywhere it is refused, or less of it is there; nothing worse.
+        for length in 0..sent.len() {
+            RedisCodec.decode(sent.slice(..length)).ok();
+        }
+    }
+
+    /// As in Redis, which deletes an expired key before EXEC looks at it.
+    #[test]
+    fn a_watched_key_that_expires_counts_as_changed() {
+        let mut ours = Ours::at_millis(1_000);
+        ours.call("SET k v PX 50");
+        let version = version_of(&mut ours.rows, &watch("k", None).key).unwrap();
+        assert!(version.is_some());
+        let parts = vec![Part::Run(operation("EXISTS k"))];
+        let exec = ExecOperation::new(Resp::V2, vec![watch("k", version)], parts);
+        for (millis, reply) in [(1_049, "*1\r\n:1\r\n"), (1_050, "*-1\r\n")] {
+            ours.set_millis(millis);
+            ours.call("EXISTS another");
+            assert_eq!(exec.evaluate(&mut ours.rows).unwrap(), reply, "{millis}");
+        }
+    }
+}

@@ -121,16 +121,25 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    /// Reads exactly `expected`.
+    /// Reads exactly `expected`; fails as soon as something else comes.
     pub(crate) async fn expect(&mut self, expected: impl AsRef<[u8]>) {
         let expected = expected.as_ref();
-        let mut received = vec![0; expected.len()];
-        let read = self.stream.read_exact(&mut received);
-        tokio::time::timeout(SOON, read)
-            .await
-            .unwrap_or_else(|_| panic!("no reply in time, expected {:?}", lossy(expected)))
-            .unwrap_or_else(|error| panic!("{error}, expected {:?}", lossy(expected)));
-        assert_eq!(lossy(&received), lossy(expected));
+        let mut received = Vec::new();
+        while received.len() < expected.len() {
+            let mut chunk = vec![0; expected.len() - received.len()];
+            let count = tokio::time::timeout(SOON, self.stream.read(&mut chunk))
+                .await
+                .unwrap_or_else(|_| panic!("no reply in time, expected {:?}", lossy(expected)))
+                .unwrap_or_else(|error| panic!("{error}, expected {:?}", lossy(expected)));
+            received.extend_from_slice(&chunk[..count]);
+            let as_expected = count > 0 && expected.starts_with(&received);
+            assert!(
+                as_expected,
+                "{:?}, expected {:?}",
+                lossy(&received),
+                lossy(expected)
+            );
+        }
     }
 
     /// One request line, one reply of known text.

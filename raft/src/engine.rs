@@ -93,10 +93,15 @@ pub trait Proposer: Send + Sync + 'static {
 
 /// A replica's part in its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     Voter,
     Learner,
+    /// Votes in the new set of a change of voters that is not finished: [`Membership::promote`]
+    /// finishes it. Until then a quorum of the old set is needed as well (joint consensus).
+    IncomingVoter,
+    /// Votes in the old set only: [`Membership::remove`] finishes the change.
+    OutgoingVoter,
 }
 
 /// One member of a group: where it is dialled, and its part.
@@ -119,14 +124,17 @@ pub trait Membership: Send + Sync + 'static {
         address: String,
     ) -> impl Future<Output = Result<(), RaftError>> + Send;
 
-    /// Makes a learner that has caught up a voter; waits for it to catch up until `ctx` ends.
+    /// Makes a learner that has caught up a voter; waits for it to catch up until `ctx` ends. A
+    /// change takes two steps, and whoever asked for it may be gone after the first, or the leader:
+    /// then the members are [`Role::IncomingVoter`] until this is called again.
     fn promote(
         &self,
         ctx: &Context,
         node: NodeId,
     ) -> impl Future<Output = Result<(), RaftError>> + Send;
 
-    /// Removes `node`, voter or learner. Removing an absent node succeeds.
+    /// Removes `node`, voter or learner. Removing an absent node succeeds. As with
+    /// [`Membership::promote`], a change that was left half done is finished by asking again.
     fn remove(
         &self,
         ctx: &Context,

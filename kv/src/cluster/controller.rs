@@ -134,13 +134,12 @@ impl Controller {
             ..wire::ChangeGroupRequest::default()
         };
         let reply = self.core.change_group(ctx, list).await.ok()?;
-        let role = |voter| if voter { Role::Voter } else { Role::Learner };
         Some(Seen {
             leader,
             members: reply
                 .members
                 .into_iter()
-                .map(|member| (NodeId(member.node), role(member.voter)))
+                .map(|member| (NodeId(member.node), role(&member)))
                 .collect(),
         })
     }
@@ -183,6 +182,15 @@ impl Controller {
             .await
             .map_err(|error| error.to_string())?;
         reply.refused.map_or(Ok(()), Err)
+    }
+}
+
+fn role(member: &wire::GroupMember) -> Role {
+    match (member.voter, member.changing) {
+        (true, false) => Role::Voter,
+        (true, true) => Role::IncomingVoter,
+        (false, true) => Role::OutgoingVoter,
+        (false, false) => Role::Learner,
     }
 }
 

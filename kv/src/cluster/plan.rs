@@ -1,7 +1,8 @@
 //! What the membership controller does next: a pure function of what it sees.
 //!
 //! # Invariants
-//! 1. One change of membership per group at a time.
+//! 1. One change of membership per group at a time, and each is finished before the next: while a
+//!    group has two sets of voters, the loss of one more node may stop it for good.
 //! 2. A replica is replaced before it is removed, where a node is free to take its place.
 //! 3. A group never gets fewer voters than it had, except by losing removed nodes.
 //! 4. Leaderships move for balance only when nothing else is to be done.
@@ -96,6 +97,14 @@ fn change(
     live: &BTreeSet<NodeId>,
     load: &mut BTreeMap<NodeId, usize>,
 ) -> Option<Step> {
+    // Invariant 1.
+    for (&node, role) in &view.members {
+        match role {
+            Role::IncomingVoter => return Some(Step::Promote { group, node }),
+            Role::OutgoingVoter => return Some(Step::Remove { group, node }),
+            Role::Voter | Role::Learner => {}
+        }
+    }
     let present: BTreeSet<NodeId> = catalog.present().map(|(node, _)| node).collect();
     let voters: Vec<NodeId> = view
         .members
@@ -323,7 +332,8 @@ mod tests {
                 }
                 Step::Promote { group, node } => {
                     let members = &mut self.seen.get_mut(&group).unwrap().members;
-                    assert_eq!(members.insert(node, Role::Voter), Some(Role::Learner));
+                    let before = members.insert(node, Role::Voter);
+                    assert!(matches!(before, Some(Role::Learner | Role::IncomingVoter)));
                 }
                 Step::Remove { group, node } => {
                     let seen = self.seen.get_mut(&group).unwrap();
@@ -429,6 +439,31 @@ mod tests {
         }
         world.settle();
         assert_eq!(world.voters(1), [1, 3]);
+    }
+
+    #[test]
+    fn a_change_that_was_left_half_done_is_finished_before_anything_else_is_changed() {
+        let mut world = World::new(2);
+        world.join();
+        world.join();
+        world.settle();
+        let members = &mut world.seen.get_mut(&GroupId(1)).unwrap().members;
+        members.insert(NodeId(3), Role::IncomingVoter);
+        let members = &mut world.seen.get_mut(&GroupId(2)).unwrap().members;
+        members.insert(NodeId(9), Role::OutgoingVoter);
+        let steps = plan(&world.catalog(), &world.seen, &world.live);
+        let promote = Step::Promote {
+            group: GroupId(1),
+            node: NodeId(3),
+        };
+        let remove = Step::Remove {
+            group: GroupId(2),
+            node: NodeId(9),
+        };
+        assert_eq!(steps[..2], [promote, remove]);
+        world.settle();
+        assert_eq!(world.voters(1), [1, 2, 3]);
+        assert_eq!(world.voters(2), [1, 2, 3]);
     }
 
     #[test]

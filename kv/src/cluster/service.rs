@@ -253,7 +253,8 @@ pub(crate) async fn change_here<E: Engine>(
         .map(|(node, member)| wire::GroupMember {
             node: node.0,
             address: member.address,
-            voter: member.role == Role::Voter,
+            voter: matches!(member.role, Role::Voter | Role::IncomingVoter),
+            changing: matches!(member.role, Role::IncomingVoter | Role::OutgoingVoter),
         })
         .collect();
     Ok(wire::ChangeGroupReply { members })

@@ -89,7 +89,7 @@ impl Placement for NodeRows {
         let (mut voters, mut learners) = (Vec::new(), Vec::new());
         for (node, member) in members.into_iter().flatten() {
             match member.role {
-                Role::Voter => voters.push(node),
+                Role::Voter | Role::IncomingVoter | Role::OutgoingVoter => voters.push(node),
                 Role::Learner => learners.push(node),
             }
         }

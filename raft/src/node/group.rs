@@ -666,16 +666,22 @@ impl Status for Group {
 /// The members of the effective membership.
 pub(super) fn members(metrics: &RaftMetrics<TypeConfig>) -> BTreeMap<NodeId, Member> {
     let stored = &metrics.membership_config;
-    let voters: std::collections::BTreeSet<u64> = stored.voter_ids().collect();
+    // One set of voters, or the old and the new one of a change.
+    let (old, new) = match stored.get_joint_config().as_slice() {
+        [] => return BTreeMap::new(),
+        [only] => (only, only),
+        [old, .., new] => (old, new),
+    };
     stored
         .nodes()
         .map(|(id, peer)| {
             let member = Member {
                 address: peer.address.clone(),
-                role: if voters.contains(id) {
-                    Role::Voter
-                } else {
-                    Role::Learner
+                role: match (old.contains(id), new.contains(id)) {
+                    (true, true) => Role::Voter,
+                    (false, true) => Role::IncomingVoter,
+                    (true, false) => Role::OutgoingVoter,
+                    (false, false) => Role::Learner,
                 },
             };
             (NodeId(*id), member)

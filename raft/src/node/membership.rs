@@ -182,7 +182,10 @@ impl Membership for Group {
         let leader = self.leading()?;
         match self.members().get(&node).map(|member| member.role) {
             Some(Role::Voter) => return Ok(()),
-            Some(Role::Learner) => {}
+            Some(Role::Learner | Role::IncomingVoter) => {}
+            Some(Role::OutgoingVoter) => {
+                return Err(RaftError::Stopped(format!("node {node} is being removed")));
+            }
             None => return Err(RaftError::Stopped(format!("node {node} is no learner"))),
         }
         self.caught_up(ctx, node).await?;
@@ -196,7 +199,9 @@ impl Membership for Group {
         let ids = BTreeSet::from([node.0]);
         let change = match self.members().get(&node).map(|member| member.role) {
             None => return Ok(()),
-            Some(Role::Voter) => ChangeMembers::RemoveVoters(ids),
+            Some(Role::Voter | Role::IncomingVoter | Role::OutgoingVoter) => {
+                ChangeMembers::RemoveVoters(ids)
+            }
             Some(Role::Learner) => ChangeMembers::RemoveNodes(ids),
         };
         if node == self.node {

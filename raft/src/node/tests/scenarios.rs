@@ -96,6 +96,41 @@ async fn a_group_grows_from_one_to_three_and_every_node_applies_the_same() {
     cluster.stop_all().await;
 }
 
+/// Between the two steps of a change (Ongaro, 4.3) a quorum of each set of voters is needed: left
+/// like that, the loss of one more node stops the group for good.
+#[tokio::test(start_paused = true)]
+async fn a_change_of_voters_whose_caller_left_between_its_steps_is_finished_by_asking_again() {
+    let mut cluster = Cluster::of(2, ReadMode::ReadIndex).await;
+    cluster.start(3).await;
+    let group = cluster.group(1);
+    group
+        .add_learner(&ctx(), NodeId(3), "node-3".into())
+        .await
+        .unwrap();
+    cluster.propose(1, "before").await.unwrap();
+    cluster.applies(3, "before").await;
+
+    // The first step cannot be committed while the caller is there.
+    cluster.isolate(2);
+    let short = Context::with_timeout(Duration::from_millis(100));
+    let left = group.promote(&short, NodeId(3)).await;
+    assert!(
+        matches!(left, Err(RaftError::OutcomeUnknown(_))),
+        "{left:?}"
+    );
+    cluster.heal();
+    cluster.propose_until_applied(1, "between").await;
+    let role = |node| group.members()[&NodeId(node)].role;
+    assert_eq!(role(3), Role::IncomingVoter);
+    assert_eq!((role(1), role(2)), (Role::Voter, Role::Voter));
+
+    group.promote(&ctx(), NodeId(3)).await.unwrap();
+    assert_eq!(role(3), Role::Voter);
+    cluster.isolate(2);
+    cluster.propose(1, "without 2").await.unwrap();
+    cluster.stop_all().await;
+}
+
 /// DESIGN 4: whatever openraft's own state says.
 #[tokio::test(start_paused = true)]
 async fn an_isolated_leader_is_no_leader_within_an_election_timeout_and_ends_what_is_pending() {

@@ -217,7 +217,8 @@ impl Cluster {
             .map_err(|error| error.to_string())
     }
 
-    /// Sets node `number`'s wall clock, in the words of libfaketime: `+30s`, `+0 x1.5`.
+    /// Sets node `number`'s wall clock, in the words of libfaketime: `+30s x1`, `+0 x1.5`. One that
+    /// names no speed goes on at the last one.
     pub(crate) fn set_clock(&self, number: u8, clock: &str) -> Result<(), String> {
         let path = self.dir.path().join(format!("n{number}.clock"));
         // Renamed into place: a node reads it at any time.

@@ -392,7 +392,7 @@ impl Stage {
         given.extend_from_slice(environment);
         let is_redis = self.args.peer == Peer::Redis;
         let machines = Machines {
-            disk_mib: any(nemesis::Kind::needs_disk).then_some(640),
+            disk_mib: any(nemesis::Kind::needs_disk).then_some(1024),
             clocks: any(nemesis::Kind::hurts_clocks),
             environment: given,
             ..Machines::plain(if is_redis { 1 } else { self.args.nodes })

@@ -309,7 +309,7 @@ impl Nemesis {
                 begun.detail.clear();
                 for number in all {
                     let seconds = self.random.random_range(-120..=120);
-                    cluster.set_clock(number, &format!("{seconds:+}s"))?;
+                    cluster.set_clock(number, &format!("{seconds:+}s x1"))?;
                     begun.detail += &format!("node {number} {seconds:+} s; ");
                 }
             }
@@ -463,7 +463,7 @@ async fn undo(fault: &mut Begun, cluster: &mut Cluster) -> Result<(), String> {
         Kind::ClockJump | Kind::ClockSkew => cluster
             .numbers()
             .into_iter()
-            .try_for_each(|number| cluster.set_clock(number, "+0")),
+            .try_for_each(|number| cluster.set_clock(number, "+0 x1")),
         Kind::FsyncError => {
             fault.meddlers.clear();
             // It must have stopped itself, unless nothing was written meanwhile.

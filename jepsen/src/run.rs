@@ -10,6 +10,7 @@ use jepsen::check::{Anomaly, Validity, Verdict};
 use jepsen::history::{self, Action, End, Fault, Op};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use rustix::process::Signal;
 use tokio::task::JoinSet;
 
 use crate::client::{Client, Reply};
@@ -283,19 +284,17 @@ pub(crate) async fn run(plan: &Plan, cluster: &mut Cluster) -> Result<Outcome, S
 
     let random = SmallRng::seed_from_u64(plan.seed);
     let mut nemesis = Nemesis::new(plan.faults.clone(), random, began);
-    let mut trouble = torment(plan, cluster, &mut nemesis).await.err();
-    if trouble.is_none() {
-        trouble = recover(cluster).await.err();
-    }
+    let tormented = torment(plan, cluster, &mut nemesis).await.err();
+    let unrecovered = recover(cluster).await.err();
     // A moment of calm: what was healed must also be used.
     tokio::time::sleep(Duration::from_secs(2)).await;
     load.stop.store(true, Ordering::Relaxed);
     let mut ops: Vec<Op> = workers.join_all().await.into_iter().flatten().collect();
     let stalls: Vec<Stall> = watchers.join_all().await.into_iter().flatten().collect();
     talkers.shutdown().await;
-    if trouble.is_none() {
-        trouble = read_back(&load, &mut ops).await.err();
-    }
+    // Also after trouble: what is still in the queues was not lost.
+    let unread = read_back(&load, &mut ops).await.err();
+    let trouble = tormented.or(unrecovered).or(unread);
     ops.sort_by_key(|op| (op.called, op.process));
 
     let clocks_hurt = plan
@@ -355,6 +354,9 @@ async fn torment(plan: &Plan, cluster: &mut Cluster, nemesis: &mut Nemesis) -> R
 /// Heals everything; every group must have a leader again.
 async fn recover(cluster: &mut Cluster) -> Result<(), String> {
     cluster.network.heal()?;
+    for number in cluster.numbers() {
+        cluster.signal(number, Signal::CONT)?;
+    }
     cluster.start_all()?;
     for number in cluster.numbers() {
         cluster.wait_until_live(number).await?;

@@ -45,10 +45,14 @@ pub const REPLICATION_FACTOR: u32 = 3;
 /// The most shards that can be dealt at bootstrap: one per slot would be absurd, this is not.
 pub const MOST_SHARDS: u16 = 1024;
 
+const MOST_S3_SHARDS: u16 = 16;
+
 /// Shards of the S3 keyspace when the Redis keyspace gets `shards`: three for four, so that the
-/// default gives each node of three one of them to lead (docs/decisions/0011-a-bucket-is-one-shard.md).
+/// default gives each node of three one of them to lead (docs/decisions/0011-a-bucket-is-one-shard.md);
+/// and no more than a few buckets that are busy at a time can use, since each costs every replica
+/// its heartbeats.
 fn s3_shards(shards: u16) -> u16 {
-    shards - shards / 4
+    (shards - shards / 4).min(MOST_S3_SHARDS)
 }
 
 /// Where a node is reached.

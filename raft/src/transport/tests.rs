@@ -155,7 +155,9 @@ struct Stored {
     fail_at: Option<usize>,
 }
 
-struct RecordingSink(Arc<Mutex<Stored>>);
+/// The sink of one transfer, by its number. What it is still asked to store after the next one has
+/// begun is not that one's.
+struct RecordingSink(Arc<Mutex<Stored>>, usize);
 
 impl SnapshotSink for RecordingSink {
     fn write_chunk(&mut self, chunk: Bytes) -> Result<(), StateError> {
@@ -167,7 +169,9 @@ impl SnapshotSink for RecordingSink {
                 source: None,
             });
         }
-        stored.chunks.push(chunk);
+        if stored.begun == self.1 {
+            stored.chunks.push(chunk);
+        }
         Ok(())
     }
 
@@ -256,12 +260,13 @@ impl Inbound for Recorder {
     ) -> BoxFuture<'static, Result<Box<dyn SnapshotSink>, Refused>> {
         let stored = Arc::clone(&self.snapshot);
         async move {
-            {
+            let number = {
                 let mut stored = stored.lock();
                 stored.begun += 1;
                 stored.chunks.clear();
-            }
-            Ok(Box::new(RecordingSink(stored)) as Box<dyn SnapshotSink>)
+                stored.begun
+            };
+            Ok(Box::new(RecordingSink(stored, number)) as Box<dyn SnapshotSink>)
         }
         .boxed()
     }

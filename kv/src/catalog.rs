@@ -91,6 +91,8 @@ struct Shard {
     start: Bytes,
     group: GroupId,
     replicas: Vec<NodeId>,
+    /// Those of `replicas` that do not vote.
+    learners: Vec<NodeId>,
 }
 
 /// One version of the catalog.
@@ -143,6 +145,7 @@ impl Catalog {
                 start: Bytes::copy_from_slice(&start),
                 group: GroupId(group),
                 replicas: vec![first],
+                learners: Vec::new(),
             })
             .collect();
         let member = MemberInfo {
@@ -298,6 +301,16 @@ impl Catalog {
             .map_or(&[], |shard| &shard.replicas)
     }
 
+    /// Those of [`Catalog::replicas`] that do not vote, as last recorded; not recorded of the meta
+    /// group.
+    #[must_use]
+    pub fn learners(&self, group: GroupId) -> &[NodeId] {
+        self.shards
+            .iter()
+            .find(|shard| shard.group == group)
+            .map_or(&[], |shard| &shard.learners)
+    }
+
     /// # Errors
     /// [`CatalogError`]: a newer format, or not a catalog.
     pub fn decode(bytes: &[u8]) -> Result<Self, CatalogError> {
@@ -325,6 +338,7 @@ impl Catalog {
                 start: shard.start,
                 group: GroupId(shard.group),
                 replicas: shard.replicas.into_iter().map(NodeId).collect(),
+                learners: shard.learners.into_iter().map(NodeId).collect(),
             })
             .collect();
         if shards.is_empty() || shards.len() > 2 * usize::from(MOST_SHARDS) {
@@ -394,6 +408,7 @@ impl Catalog {
                     start: shard.start.clone(),
                     group: shard.group.0,
                     replicas: numbers(&shard.replicas),
+                    learners: numbers(&shard.learners),
                 })
                 .collect(),
             meta_replicas: numbers(&self.meta_replicas),

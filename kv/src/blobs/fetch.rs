@@ -19,6 +19,8 @@ use super::{BlobError, ChunkHash, ChunkRef};
 
 /// How long a fetch may take, whoever waits for it.
 const FETCH: Duration = Duration::from_secs(10);
+/// How long a node that was removed for good may take: it is dead, most likely.
+const REMOVED: Duration = Duration::from_secs(3);
 /// A peer that has not answered by then is not waited for alone.
 const HEDGE: Duration = Duration::from_millis(300);
 /// Chunks that may be fetched or wait to be.
@@ -145,6 +147,18 @@ impl Inner {
         replicas: &Replicas,
         chunk: ChunkRef,
     ) -> Result<Bytes, BlobError> {
+        if replicas.voters.is_empty() {
+            // Nobody can be asked, which says nothing about who has it.
+            return Err(BlobError::Unreachable {
+                chunk,
+                why: "the shard's replicas are not known".to_owned(),
+            });
+        }
+        let briefly = &ctx.child(REMOVED);
+        let ask = |node: NodeId| {
+            let removed = replicas.removed.contains(&node);
+            self.ask(if removed { briefly } else { ctx }, node, chunk)
+        };
         let mut candidates: Vec<NodeId> =
             replicas.all().filter(|&node| node != self.node).collect();
         // Load spreads over the replicas.
@@ -155,7 +169,7 @@ impl Inner {
         loop {
             if asked.is_empty() {
                 match candidates.next() {
-                    Some(node) => asked.push(self.ask(ctx, node, chunk)),
+                    Some(node) => asked.push(ask(node)),
                     None if failures.is_empty() => return Err(BlobError::Missing(chunk)),
                     None => {
                         return Err(BlobError::Unreachable {
@@ -171,10 +185,11 @@ impl Inner {
                 Some((node, answer)) = asked.next() => match answer {
                     Ok(Some(data)) => return Ok(data),
                     Ok(None) => {}
+                    Err(_) if replicas.removed.contains(&node) => {}
                     Err(why) => failures.push(format!("node {node}: {why}")),
                 },
                 () = tokio::time::sleep(HEDGE), if candidates.len() > 0 => {
-                    asked.extend(candidates.next().map(|node| self.ask(ctx, node, chunk)));
+                    asked.extend(candidates.next().map(ask));
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
@@ -44,6 +44,10 @@ pub(crate) struct BlobMetrics {
     /// Chunks forgotten because no row named them.
     pub(super) collected: Counter,
     pub(super) scrubbed_bytes: Counter,
+    /// Times a leader asked what this node lacks before it may vote.
+    pub(super) asked: Counter,
+    /// Chunks that promotions of this node wait for.
+    pub(super) lacking: Gauge,
 }
 
 impl Default for BlobMetrics {
@@ -66,6 +70,8 @@ impl Default for BlobMetrics {
             damaged: Counter::default(),
             collected: Counter::default(),
             scrubbed_bytes: Counter::default(),
+            asked: Counter::default(),
+            lacking: Gauge::default(),
         }
     }
 }
@@ -145,10 +151,20 @@ impl BlobMetrics {
                 "Bytes read again and compared",
                 &self.scrubbed_bytes,
             ),
+            (
+                "promotion_checks",
+                "Times a leader asked which chunks this node lacks before it may vote",
+                &self.asked,
+            ),
         ];
         for (name, help, counter) in counters {
             registry.register(name, help, counter.clone());
         }
+        registry.register(
+            "lacking",
+            "Chunks that this node lacks before it may vote",
+            self.lacking.clone(),
+        );
     }
 }
 

@@ -29,6 +29,7 @@ mod memory;
 mod metrics;
 mod peers;
 mod permits;
+mod promotion;
 mod references;
 mod replicated;
 mod service;
@@ -54,7 +55,7 @@ pub use permits::BytePermit;
 pub use references::ChunkReferences;
 pub(crate) use replicated::{Bounds, ReplicatedBlobs};
 pub(crate) use service::BlobService;
-pub(crate) use upkeep::Manifests;
+pub(crate) use upkeep::{Manifests, Upkeep};
 pub use upload::Upload;
 
 /// The most bytes of a chunk. Bodies are best cut into chunks of just this size.

@@ -21,6 +21,9 @@ pub(crate) struct Replicas {
     pub(crate) voters: Vec<NodeId>,
     /// Have the rows and will have the chunks, and do not count yet.
     pub(crate) learners: Vec<NodeId>,
+    /// Of them: those that were removed from the cluster for good. They are asked for what they
+    /// have, and one that does not answer is not waited for.
+    pub(crate) removed: Vec<NodeId>,
 }
 
 impl Replicas {

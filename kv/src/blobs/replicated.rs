@@ -2,7 +2,8 @@
 //!
 //! The node that a body comes in at hashes each chunk once and sends it to every voter itself, so a
 //! chunk crosses the network once per replica whoever leads. Each replica writes and syncs; a
-//! majority answers the caller.
+//! majority answers the caller. Only then learners get it too, as far as that costs nobody anything:
+//! what comes between their check ([`super::promotion`]) and their promotion should be there.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::disk::{ChunkStore, DiskError};
 use super::fetch::Flights;
 use super::metrics::BlobMetrics;
-use super::peers::{BlobPeers, Placement};
+use super::peers::{BlobPeers, Placement, Replicas};
 use super::permits::{Budget, Pool};
 use super::{BlobError, Blobs, Busy, BytePermit, CHUNK_BYTES, ChunkRef};
 
@@ -194,6 +195,33 @@ struct Parcel {
     known: bool,
 }
 
+/// Who a chunk is sent to.
+struct Recipients<'a> {
+    counted: &'a [NodeId],
+    /// How many of them must have it.
+    needed: usize,
+    /// Get it after that, if they can.
+    uncounted: &'a [NodeId],
+}
+
+impl<'a> Recipients<'a> {
+    fn of(replicas: &'a Replicas) -> Self {
+        Self {
+            counted: &replicas.voters,
+            needed: replicas.majority(),
+            uncounted: &replicas.learners,
+        }
+    }
+
+    fn only(node: &'a NodeId) -> Self {
+        Self {
+            counted: std::slice::from_ref(node),
+            needed: 1,
+            uncounted: &[],
+        }
+    }
+}
+
 type Delivery = BoxFuture<'static, (NodeId, Result<(), BlobError>)>;
 
 impl Inner {
@@ -225,48 +253,40 @@ impl Inner {
             known: self.store.contains(chunk),
         };
         let replicas = self.placement.replicas(near);
-        self.deliver(
-            ctx,
-            parcel,
-            &replicas.voters,
-            replicas.majority(),
-            Some(held),
-        )
-        .await?;
+        self.deliver(ctx, parcel, &Recipients::of(&replicas), Some(held))
+            .await?;
         Ok(chunk)
     }
 
-    /// Sends `parcel` to `nodes`, and returns when `needed` of them have it on disk.
+    /// Sends `parcel` to its recipients, and returns when as many as needed have it on disk.
     async fn deliver(
         self: &Arc<Self>,
         ctx: &Context,
         parcel: Parcel,
-        nodes: &[NodeId],
-        needed: usize,
+        to: &Recipients<'_>,
         held: Option<&BytePermit>,
     ) -> Result<(), BlobError> {
+        let needed = to.needed;
         // Detached: a replica that the majority did not wait for is spared a repair. Until then the
         // guard is the caller's: one that leaves takes every push back.
         let own = ctx.detach(ctx.remaining().saturating_add(STRAGGLE));
         let guard = own.guard();
         let enough = CancellationToken::new();
-        let mut under_way: FuturesUnordered<Delivery> = nodes
-            .iter()
-            .map(|&node| {
-                let (this, own, parcel) = (Arc::clone(self), own.clone(), parcel.clone());
-                let (enough, held) = (enough.clone(), held.cloned());
-                async move {
-                    let outcome = if node == this.node {
-                        this.store_here(&own, parcel.chunk, parcel.crc, parcel.data, held)
-                            .await
-                    } else {
-                        this.push(&own, node, parcel, &enough).await
-                    };
-                    (node, outcome)
-                }
-                .boxed()
-            })
-            .collect();
+        let send = |&node: &NodeId| -> Delivery {
+            let (this, own, parcel) = (Arc::clone(self), own.clone(), parcel.clone());
+            let (enough, held) = (enough.clone(), held.cloned());
+            async move {
+                let outcome = if node == this.node {
+                    this.store_here(&own, parcel.chunk, parcel.crc, parcel.data, held)
+                        .await
+                } else {
+                    this.push(&own, node, parcel, &enough).await
+                };
+                (node, outcome)
+            }
+            .boxed()
+        };
+        let mut under_way: FuturesUnordered<Delivery> = to.counted.iter().map(send).collect();
         let mut stored = 0;
         let mut failures = Vec::new();
         while stored < needed {
@@ -280,6 +300,9 @@ impl Inner {
             }
         }
         enough.cancel();
+        // After that: who does not count is not waited for, takes no bandwidth from those who do,
+        // and is left out where it is too slow.
+        under_way.extend(to.uncounted.iter().map(send));
         if !under_way.is_empty() {
             let (chunk, stop) = (parcel.chunk, self.stop.clone());
             self.tasks.spawn(async move {
@@ -428,7 +451,39 @@ impl Inner {
                 }
             }
         }
+        self.spare_learners_a_repair(ctx, replicas.learners, source, chunks);
         Ok(())
+    }
+
+    /// Brings what was adopted to learners, as far as that succeeds soon.
+    fn spare_learners_a_repair(
+        self: &Arc<Self>,
+        ctx: &Context,
+        learners: Vec<NodeId>,
+        source: &[u8],
+        chunks: &[ChunkRef],
+    ) {
+        if learners.is_empty() {
+            return;
+        }
+        // Detached, as what is put: the caller has what it came for.
+        let own = ctx.detach(STRAGGLE);
+        let (this, stop) = (Arc::clone(self), self.stop.clone());
+        let (source, chunks) = (source.to_vec(), chunks.to_vec());
+        self.tasks.spawn(async move {
+            let _guard = own.guard();
+            let holding = async {
+                for node in learners {
+                    for some in chunks.chunks(HOLD) {
+                        if let Err(error) = this.hold_at(&own, node, &source, some).await {
+                            tracing::debug!(%node, %error, "a learner is left to repair");
+                            break;
+                        }
+                    }
+                }
+            };
+            stop.run_until_cancelled(own.run(holding)).await;
+        });
     }
 
     /// Makes `chunks` young at `node`, and brings what it lacks.
@@ -465,7 +520,8 @@ impl Inner {
                 data,
                 known: false,
             };
-            self.deliver(ctx, parcel, &[node], 1, None).await?;
+            self.deliver(ctx, parcel, &Recipients::only(&node), None)
+                .await?;
         }
         Ok(())
     }

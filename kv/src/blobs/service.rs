@@ -1,27 +1,33 @@
 //! What peers ask of this node's chunks.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use leadline_raft::{Context, grpc};
+use leadline_raft::{Context, GroupId, LogIndex, grpc};
 use tonic::{Request, Response, Status};
 
 use super::peers::MESSAGE_BYTES;
-use super::replicated::{Inner, ReplicatedBlobs, off_worker};
-use super::{BlobError, ChunkRef};
+use super::replicated::{Inner, off_worker};
+use super::{BlobError, ChunkRef, Upkeep};
 use crate::wire;
 use crate::wire::blobs_server::{Blobs, BlobsServer};
+
+/// What is kept of a request's time for its answer.
+const ANSWER: Duration = Duration::from_millis(200);
 
 /// Serves peers.
 #[derive(Clone)]
 pub(crate) struct BlobService {
     inner: Arc<Inner>,
+    upkeep: Upkeep,
 }
 
 impl BlobService {
     /// The gRPC service.
-    pub(crate) fn server(blobs: &ReplicatedBlobs) -> BlobsServer<Self> {
+    pub(crate) fn server(upkeep: &Upkeep) -> BlobsServer<Self> {
         BlobsServer::new(Self {
-            inner: Arc::clone(&blobs.inner),
+            inner: Arc::clone(&upkeep.inner),
+            upkeep: upkeep.clone(),
         })
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES)
@@ -80,6 +86,21 @@ impl Blobs for BlobService {
         Ok(Response::new(wire::HoldChunksReply {
             missing: missing.into_iter().map(|at| at as u32).collect(),
         }))
+    }
+
+    async fn lacking_chunks(
+        &self,
+        request: Request<wire::LackingChunksRequest>,
+    ) -> Result<Response<wire::LackingChunksReply>, Status> {
+        let ctx = grpc::context(&request);
+        let request = request.into_inner();
+        self.admit(request.cluster)?;
+        // Ends before the asker does, so that it hears why.
+        let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
+        let (group, applied) = (GroupId(request.group), LogIndex(request.applied));
+        let lacking = self.upkeep.lacking(&asked, group, applied).await;
+        let lacking = lacking.map_err(Status::unavailable)?;
+        Ok(Response::new(wire::LackingChunksReply { lacking }))
     }
 }
 

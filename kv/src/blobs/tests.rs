@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use leadline_raft::{ClusterId, Context, Ended, GroupId, NodeId};
+use leadline_raft::{ClusterId, Context, Ended, GroupId, LogIndex, NodeId};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -16,12 +16,12 @@ use tokio::sync::watch;
 use super::disk::{Options, SystemFiles};
 use super::peers::{BlobPeers, Placement, Replicas};
 use super::replicated::{Bounds, ReplicatedBlobs};
-use super::upkeep::{Manifests, Upkeep};
 use super::*;
 use crate::wire;
 
 const NEAR: &[u8] = b"manifest";
 const CLUSTER: ClusterId = ClusterId(7);
+const GROUP: GroupId = GroupId(1);
 const GRACE_SECONDS: u32 = 3600;
 
 /// All nodes, and what stands between them.
@@ -115,18 +115,24 @@ impl BlobPeers for Peers {
     }
 }
 
-struct Everywhere(Vec<NodeId>);
+/// Nodes 1 to 3 replicate everything, as voters unless it is said otherwise.
+#[derive(Default)]
+struct Everywhere {
+    learners: Mutex<BTreeSet<NodeId>>,
+    removed: Mutex<BTreeSet<NodeId>>,
+}
 
 impl Placement for Everywhere {
     fn replicas(&self, near: &[u8]) -> Replicas {
-        let voters = match near {
-            b"on three alone" => vec![NodeId(3)],
-            _ => self.0.clone(),
-        };
+        let alone = near == b"on three alone";
+        let replicas = if alone { 3..=3 } else { 1..=3 };
+        let learners = self.learners.lock();
+        let (learners, voters) = replicas.map(NodeId).partition(|id| learners.contains(id));
         Replicas {
-            group: GroupId(u64::from(voters.len() == 1) + 1),
+            group: if alone { GroupId(2) } else { GROUP },
             voters,
-            learners: Vec::new(),
+            learners,
+            removed: self.removed.lock().iter().copied().collect(),
         }
     }
 }
@@ -136,6 +142,8 @@ impl Placement for Everywhere {
 struct Rows {
     named: Mutex<BTreeSet<ChunkRef>>,
     unreadable: AtomicBool,
+    applied: AtomicU64,
+    walks: AtomicUsize,
     /// Called when a walk has its view, before it shows anything.
     after_view: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
@@ -145,7 +153,22 @@ impl Manifests for Rows {
         true
     }
 
+    fn applied(&self, group: GroupId) -> Option<LogIndex> {
+        (group == GROUP).then(|| LogIndex(self.applied.load(Ordering::SeqCst)))
+    }
+
+    fn walk_group(
+        &self,
+        _ctx: &Context,
+        group: GroupId,
+        visit: &mut dyn FnMut(&[u8], ChunkRef),
+    ) -> Result<(), String> {
+        assert_eq!(group, GROUP);
+        self.walk(visit)
+    }
+
     fn walk(&self, visit: &mut dyn FnMut(&[u8], ChunkRef)) -> Result<(), String> {
+        self.walks.fetch_add(1, Ordering::SeqCst);
         let view = self.named.lock().clone();
         if let Some(then) = self.after_view.lock().take() {
             then();
@@ -161,6 +184,7 @@ impl Manifests for Rows {
 struct Cluster {
     net: Arc<Net>,
     rows: Arc<Rows>,
+    places: Arc<Everywhere>,
     _dirs: Vec<TempDir>,
 }
 
@@ -169,8 +193,8 @@ impl Cluster {
         let net = Arc::new(Net::default());
         net.open.send_replace(true);
         let dirs: Vec<_> = (0..3).map(|_| TempDir::new().unwrap()).collect();
-        let voters: Vec<_> = (1..=3).map(NodeId).collect();
-        for (dir, &node) in dirs.iter().zip(&voters) {
+        let places = Arc::new(Everywhere::default());
+        for (dir, node) in dirs.iter().zip((1..=3).map(NodeId)) {
             let dir = dir.path().join("blobs");
             let opening = tokio::task::spawn_blocking(move || {
                 let options = Options {
@@ -184,7 +208,7 @@ impl Cluster {
                 node,
                 CLUSTER,
                 opening.await.unwrap().unwrap(),
-                Arc::new(Everywhere(voters.clone())),
+                Arc::clone(&places) as _,
                 Arc::new(Peers(Arc::clone(&net))),
                 Bounds {
                     budget: 16 << 20,
@@ -197,6 +221,7 @@ impl Cluster {
         Self {
             net,
             rows: Arc::default(),
+            places,
             _dirs: dirs,
         }
     }
@@ -206,10 +231,21 @@ impl Cluster {
     }
 
     fn upkeep(&self, node: u64) -> Upkeep {
-        Upkeep {
-            inner: self.node(node).inner,
-            manifests: Arc::clone(&self.rows) as _,
+        Upkeep::new(self.node(node).inner, Arc::clone(&self.rows) as _)
+    }
+
+    /// Chunks that rows name and node 3 has nothing of: it was away, and is a learner now.
+    async fn named_without_three(&self, count: u32) -> Vec<ChunkRef> {
+        self.kill(3);
+        let mut named = Vec::new();
+        for i in 0..count {
+            named.push(self.put(1, &body(i, 20_000)).await.unwrap());
         }
+        self.stragglers().await;
+        self.net.dead.lock().clear();
+        self.rows.named.lock().extend(&named);
+        self.places.learners.lock().insert(NodeId(3));
+        named
     }
 
     fn kill(&self, node: u64) {
@@ -609,5 +645,146 @@ async fn chunks_of_no_size_and_of_too_much_are_refused() {
         assert_eq!(refused, Err(BlobError::TooLarge(len)));
     }
     assert!(cluster.put(1, &body(1, CHUNK_BYTES)).await.is_ok());
+    cluster.shutdown().await;
+}
+
+/// Asks until node 3 lacks nothing; what it said before.
+async fn until_nothing_lacks(upkeep: &Upkeep) -> Vec<u64> {
+    let mut said = Vec::new();
+    loop {
+        match upkeep.lacking(&seconds(10), GROUP, LogIndex(0)).await {
+            Ok(0) => return said,
+            Ok(lacking) => said.push(lacking),
+            Err(why) => panic!("{why}"),
+        }
+        assert!(said.len() < 10_000, "{said:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_learner_lacks_chunks_until_repair_has_brought_them_and_looks_once_meanwhile() {
+    let cluster = Cluster::new().await;
+    let named = cluster.named_without_three(10).await;
+    cluster.net.open.send_replace(false);
+    let upkeep = cluster.upkeep(3);
+    for _ in 0..5 {
+        let lacking = upkeep.lacking(&seconds(5), GROUP, LogIndex(0)).await;
+        assert_eq!(lacking, Ok(10));
+    }
+    assert_eq!(
+        cluster.rows.walks.load(Ordering::SeqCst),
+        1,
+        "they share a check"
+    );
+    let lacking = || cluster.node(3).inner.metrics.lacking.get();
+    assert_eq!(lacking(), 10);
+
+    cluster.net.open.send_replace(true);
+    until_nothing_lacks(&upkeep).await;
+    for chunk in named {
+        assert_eq!(
+            cluster.holders(chunk),
+            [1, 2, 3],
+            "on the disk when it is said"
+        );
+    }
+    cluster.stragglers().await;
+    assert_eq!(lacking(), 0);
+    cluster.shutdown().await;
+}
+
+/// Invariant 1 of `promotion`: an early view has no manifests, and lacks nothing.
+#[tokio::test]
+async fn a_learner_is_silent_until_it_has_applied_what_the_leader_had_committed() {
+    let cluster = Cluster::new().await;
+    let upkeep = cluster.upkeep(3);
+    let brief = Context::with_timeout(Duration::from_millis(50));
+    let early = upkeep.lacking(&brief, GROUP, LogIndex(6)).await;
+    assert!(early.unwrap_err().contains("not caught up"));
+    assert_eq!(cluster.rows.walks.load(Ordering::SeqCst), 0);
+
+    cluster.named_without_three(2).await;
+    cluster.rows.applied.store(6, Ordering::SeqCst);
+    let lacking = upkeep.lacking(&seconds(5), GROUP, LogIndex(6)).await;
+    assert_eq!(lacking, Ok(2));
+    let brief = Context::with_timeout(Duration::from_millis(50));
+    let elsewhere = upkeep.lacking(&brief, GroupId(9), LogIndex(0)).await;
+    assert!(elsewhere.is_err(), "it does not host that group");
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_learner_that_cannot_read_a_row_does_not_say_that_it_lacks_nothing() {
+    let cluster = Cluster::new().await;
+    cluster.rows.unreadable.store(true, Ordering::SeqCst);
+    let upkeep = cluster.upkeep(3);
+    let unknown = upkeep.lacking(&seconds(5), GROUP, LogIndex(0)).await;
+    assert!(unknown.unwrap_err().contains("newer format"));
+    cluster.rows.unreadable.store(false, Ordering::SeqCst);
+    cluster.stragglers().await;
+    let lacking = upkeep.lacking(&seconds(5), GROUP, LogIndex(0)).await;
+    assert_eq!(lacking, Ok(0));
+    cluster.shutdown().await;
+}
+
+/// Otherwise one lost object would forbid ever replacing a node again. Who may have it and does not
+/// answer is waited for, unless it was removed for good.
+#[tokio::test]
+async fn what_no_replica_has_holds_no_promotion_back_and_what_one_may_have_does() {
+    let cluster = Cluster::new().await;
+    cluster.named_without_three(1).await;
+    cluster.rows.named.lock().insert(ChunkRef::of(b"never put"));
+    let upkeep = cluster.upkeep(3);
+    cluster.kill(2);
+    for _ in 0..3 {
+        let lacking = upkeep.lacking(&seconds(5), GROUP, LogIndex(0)).await;
+        assert!(matches!(lacking, Ok(1 | 2)), "{lacking:?}");
+        cluster.stragglers().await;
+    }
+    cluster.places.removed.lock().insert(NodeId(2));
+    let said = until_nothing_lacks(&upkeep).await;
+    assert!(said.iter().all(|lacking| *lacking == 1), "{said:?}");
+    cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn learners_get_new_chunks_and_neither_hold_up_nor_fail_nor_complete_a_put() {
+    let cluster = Cluster::new().await;
+    cluster.places.learners.lock().insert(NodeId(3));
+    let chunk = cluster.put(1, &body(1, 1000)).await.unwrap();
+    cluster.stragglers().await;
+    assert_eq!(cluster.holders(chunk), [1, 2, 3]);
+    let adopted = {
+        cluster.kill(3);
+        let chunk = cluster.put(1, &body(2, 1000)).await.unwrap();
+        cluster.stragglers().await;
+        cluster.net.dead.lock().clear();
+        chunk
+    };
+    let adopting = cluster.node(1);
+    adopting
+        .adopt(&seconds(5), NEAR, NEAR, &[adopted])
+        .await
+        .unwrap();
+    cluster.stragglers().await;
+    assert_eq!(cluster.holders(adopted), [1, 2, 3]);
+
+    cluster.net.silent.lock().insert(NodeId(3));
+    let began = tokio::time::Instant::now();
+    cluster.put(1, &body(3, 1000)).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    cluster.net.silent.lock().clear();
+
+    cluster.kill(2);
+    let refused = cluster.put(1, &body(4, 1000)).await.unwrap_err();
+    let BlobError::NoMajority {
+        stored: 1,
+        needed: 2,
+        ..
+    } = refused
+    else {
+        panic!("{refused:?}")
+    };
     cluster.shutdown().await;
 }

@@ -19,16 +19,19 @@
 //! 6. A row that cannot be read, or a group whose rows are being replaced, ends the walk: nothing is
 //!    collected.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use leadline_raft::Context;
+use leadline_raft::{Context, GroupId, LogIndex};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::promotion::Checks;
 use super::replicated::{Inner, ReplicatedBlobs};
-use super::{BlobError, ChunkRef, GRACE};
+use super::{BlobError, ChunkHash, ChunkRef, GRACE};
 
 const TICK: Duration = Duration::from_secs(1);
 /// A walk is followed by a rest of so many times its length, at least: walks take 2 % of a core.
@@ -54,6 +57,20 @@ pub(crate) trait Manifests: Send + Sync + 'static {
     /// this was asked last. Asked about once a second.
     fn settled(&self) -> bool;
 
+    /// How far the rows of `group` are applied here; `None` if they are not here.
+    fn applied(&self, group: GroupId) -> Option<LogIndex>;
+
+    /// [`Manifests::walk`] of one group; nothing is named where no door names chunks.
+    ///
+    /// # Errors
+    /// Not everything was seen; also when `ctx` ended first.
+    fn walk_group(
+        &self,
+        ctx: &Context,
+        group: GroupId,
+        visit: &mut dyn FnMut(&[u8], ChunkRef),
+    ) -> Result<(), String>;
+
     /// Calls `visit` with every chunk that an applied row names, and the row's key; each group as of
     /// one instant after the call. Blocks on storage.
     ///
@@ -70,14 +87,37 @@ pub(super) struct Walked {
     pub(super) collected: usize,
 }
 
+/// What rows name and the disk lacks.
+#[derive(Debug, Default)]
+pub(super) struct Missing {
+    pub(super) count: u64,
+    /// The first [`MOST_MISSING`] of them, and a row that names them.
+    pub(super) chunks: Vec<(Vec<u8>, ChunkRef)>,
+}
+
+impl Missing {
+    pub(super) fn add(&mut self, near: &[u8], chunk: ChunkRef) {
+        self.count += 1;
+        if self.chunks.len() < MOST_MISSING {
+            self.chunks.push((near.to_vec(), chunk));
+        }
+    }
+}
+
+/// What a repair did.
+#[derive(Debug, Default)]
+pub(super) struct Repaired {
+    pub(super) brought: usize,
+    /// Every replica answered that it does not have these.
+    pub(super) lost: HashSet<ChunkHash>,
+}
+
 impl ReplicatedBlobs {
     /// Keeps the chunks of this node in order until shutdown; manifests are walked about `every` so
     /// often.
-    pub(crate) fn start_upkeep(&self, manifests: Arc<dyn Manifests>, every: Duration) {
-        let upkeep = Upkeep {
-            inner: Arc::clone(&self.inner),
-            manifests,
-        };
+    pub(crate) fn start_upkeep(&self, manifests: Arc<dyn Manifests>, every: Duration) -> Upkeep {
+        let started = Upkeep::new(Arc::clone(&self.inner), manifests);
+        let upkeep = started.clone();
         let stop = self.inner.stop.clone();
         let ages = upkeep.clone();
         self.inner.tasks.spawn({
@@ -96,16 +136,39 @@ impl ReplicatedBlobs {
         self.inner.tasks.spawn(async move {
             stop.run_until_cancelled(upkeep.walk_for_ever(every)).await;
         });
+        started
     }
 }
 
+/// One node's upkeep; cloning shares it.
 #[derive(Clone)]
-pub(super) struct Upkeep {
+pub(crate) struct Upkeep {
     pub(super) inner: Arc<Inner>,
     pub(super) manifests: Arc<dyn Manifests>,
+    /// What new replicas on this node wait for: see [`super::promotion`].
+    pub(super) checks: Arc<Mutex<Checks>>,
+    repairs: Arc<Repairs>,
+}
+
+/// What all repairs of a node share.
+struct Repairs {
+    slots: Semaphore,
+    pace: Pace,
 }
 
 impl Upkeep {
+    pub(super) fn new(inner: Arc<Inner>, manifests: Arc<dyn Manifests>) -> Self {
+        Self {
+            inner,
+            manifests,
+            checks: Arc::default(),
+            repairs: Arc::new(Repairs {
+                slots: Semaphore::new(REPAIRS),
+                pace: Pace::new(REPAIR_RATE),
+            }),
+        }
+    }
+
     async fn count_time(&self) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -145,13 +208,13 @@ impl Upkeep {
         let manifests = Arc::clone(&self.manifests);
         let marking = Arc::clone(&store);
         let (missing, seen) = tokio::task::spawn_blocking(move || {
-            let mut missing: Vec<(Vec<u8>, ChunkRef)> = Vec::new();
+            let mut missing = Missing::default();
             let seen = manifests.walk(&mut |near, chunk| {
-                if !marking.mark(chunk, began) && missing.len() < MOST_MISSING {
-                    missing.push((near.to_vec(), chunk));
+                if !marking.mark(chunk, began) {
+                    missing.add(near, chunk);
                 }
             });
-            (missing, seen)
+            (missing.chunks, seen)
         })
         .await
         .map_err(|error| error.to_string())?;
@@ -160,7 +223,7 @@ impl Upkeep {
             ..Walked::default()
         };
         // Durability first; and what was seen is worth repairing even if not all was seen.
-        walked.repaired = self.repair(missing).await;
+        walked.repaired = self.repair(missing, |_| {}).await.brought;
         // (6)
         seen?;
         let grace = u32::try_from(GRACE.as_secs()).unwrap_or(u32::MAX);
@@ -177,33 +240,52 @@ impl Upkeep {
         Ok(walked)
     }
 
-    /// Fetches what rows name and the disk lacks; how many came.
-    async fn repair(&self, missing: Vec<(Vec<u8>, ChunkRef)>) -> usize {
+    /// Fetches what rows name and the disk lacks. `so_far` hears how many have come.
+    pub(super) async fn repair(
+        &self,
+        missing: Vec<(Vec<u8>, ChunkRef)>,
+        mut so_far: impl FnMut(usize),
+    ) -> Repaired {
+        let mut repaired = Repaired::default();
         if missing.is_empty() {
-            return 0;
+            return repaired;
         }
         tracing::info!(
             chunks = missing.len(),
             "fetching chunks that this disk lacks"
         );
-        let pace = &Pace::new(REPAIR_RATE);
-        let outcomes: Vec<_> = futures::stream::iter(missing)
-            .map(|(near, chunk)| async move {
-                pace.spend(u64::from(chunk.len)).await;
-                let ctx = Context::with_timeout(REPAIR);
-                self.inner.get(&ctx, &near, chunk).await.map(drop)
-            })
-            .buffer_unordered(REPAIRS)
-            .collect()
-            .await;
-        let lost = outcomes
-            .iter()
-            .filter(|outcome| matches!(outcome, Err(BlobError::Missing(_))));
-        let lost = lost.count();
-        if lost > 0 {
+        let mut fetching = futures::stream::iter(missing)
+            .map(|(near, chunk)| async move { (chunk, self.bring(&near, chunk).await) })
+            .buffer_unordered(REPAIRS);
+        while let Some((chunk, outcome)) = fetching.next().await {
+            match outcome {
+                Ok(()) => {
+                    repaired.brought += 1;
+                    so_far(repaired.brought);
+                }
+                Err(BlobError::Missing(_)) => {
+                    repaired.lost.insert(chunk.hash);
+                }
+                Err(error) => tracing::debug!(%chunk, %error, "a chunk was not fetched"),
+            }
+        }
+        if !repaired.lost.is_empty() {
+            let lost = repaired.lost.len();
             tracing::error!(chunks = lost, "rows name chunks that no replica has");
         }
-        outcomes.iter().filter(|outcome| outcome.is_ok()).count()
+        repaired
+    }
+
+    async fn bring(&self, near: &[u8], chunk: ChunkRef) -> Result<(), BlobError> {
+        let slot = self.repairs.slots.acquire().await;
+        let _slot = slot.map_err(|_| BlobError::Stopping)?;
+        // Another repair has brought it.
+        if self.inner.store.contains(chunk) {
+            return Ok(());
+        }
+        self.repairs.pace.spend(u64::from(chunk.len)).await;
+        let ctx = Context::with_timeout(REPAIR);
+        self.inner.get(&ctx, near, chunk).await.map(drop)
     }
 
     /// Moves what is needed out of sparse segments, and gives them up.

@@ -80,12 +80,14 @@ impl MetaOperation {
         }))
     }
 
-    /// Records who replicates a group.
+    /// Records who replicates a group, and which of them do not vote.
     #[must_use]
-    pub fn set_replicas(group: GroupId, replicas: &[NodeId]) -> Self {
+    pub fn set_replicas(group: GroupId, replicas: &[NodeId], learners: &[NodeId]) -> Self {
+        let numbers = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect();
         Self::new(Change::SetReplicas(wire::SetReplicas {
             group: group.0,
-            replicas: replicas.iter().map(|node| node.0).collect(),
+            replicas: numbers(replicas),
+            learners: numbers(learners),
         }))
     }
 
@@ -226,6 +228,7 @@ impl Catalog {
             .find(|shard| shard.group.0 == set.group)
             .ok_or_else(|| format!("there is no group {}", set.group))?;
         shard.replicas = replicas;
+        shard.learners = set.learners.iter().copied().map(NodeId).collect();
         Ok(())
     }
 }
@@ -437,10 +440,16 @@ mod tests {
             )),
             (1..6_u64, states)
                 .prop_map(|(node, state)| MetaOperation::set_member_state(NodeId(node), state)),
-            (0..6_u64, proptest::collection::vec(1..5_u64, 0..4)).prop_map(|(group, nodes)| {
-                let nodes: Vec<_> = nodes.into_iter().map(NodeId).collect();
-                MetaOperation::set_replicas(GroupId(group), &nodes)
-            }),
+            (
+                0..6_u64,
+                proptest::collection::vec(1..5_u64, 0..4),
+                0..4_usize
+            )
+                .prop_map(|(group, nodes, voters)| {
+                    let nodes: Vec<_> = nodes.into_iter().map(NodeId).collect();
+                    let learners = nodes.get(voters..).unwrap_or_default();
+                    MetaOperation::set_replicas(GroupId(group), &nodes, learners)
+                }),
             Just(MetaOperation::read()),
         ]
     }

@@ -2,7 +2,8 @@
 //! wants with what groups have, and takes one step per group at a time.
 //!
 //! Each tick makes its own context. A step that fails is planned again by the next tick, from what
-//! is then true, so the controller keeps no state that must survive.
+//! is then true, so the controller keeps no state that must survive. So is a promotion that the
+//! group's leader holds back, because the learner has not yet every chunk that its rows name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,11 +32,41 @@ const QUIET_TICKS: u32 = 3;
 pub(crate) struct Controller {
     core: Arc<Core>,
     quiet: u32,
+    held_back: HeldBack,
+}
+
+/// How a step ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    Done,
+    /// A learner was not promoted: why, and how many chunks it lacks, as far as it said so.
+    HeldBack {
+        why: String,
+        lacking: u64,
+    },
+}
+
+/// The promotions that wait, so that each is spoken of when it begins to and when it is over.
+#[derive(Debug, Default)]
+struct HeldBack(BTreeSet<(GroupId, NodeId)>);
+
+impl HeldBack {
+    /// Takes note of how a promotion went; true when that is news.
+    fn note(&mut self, group: GroupId, node: NodeId, taken: &Taken) -> bool {
+        match taken {
+            Taken::Done => self.0.remove(&(group, node)),
+            Taken::HeldBack { .. } => self.0.insert((group, node)),
+        }
+    }
 }
 
 impl Controller {
     pub(crate) fn new(core: Arc<Core>) -> Self {
-        Self { core, quiet: 0 }
+        Self {
+            core,
+            quiet: 0,
+            held_back: HeldBack::default(),
+        }
     }
 
     /// Ticks until `stop`.
@@ -68,6 +99,7 @@ impl Controller {
         let catalog = self.core.catalog();
         let (true, Some(catalog)) = (leads, catalog) else {
             self.quiet = 0;
+            self.held_back = HeldBack::default();
             return false;
         };
         let live: BTreeSet<NodeId> = catalog
@@ -92,17 +124,50 @@ impl Controller {
         if only_balance && self.quiet < QUIET_TICKS {
             steps.clear();
         }
-        let busy = !steps.is_empty();
         let this = &*self;
         let catalog = &catalog;
-        futures::stream::iter(steps)
-            .for_each_concurrent(AT_ONCE, |step| async move {
-                if let Err(why) = this.take(ctx, catalog, &step).await {
-                    tracing::debug!(?step, why, "a membership step was not finished");
-                }
+        let taken: Vec<(Step, Result<Taken, String>)> = futures::stream::iter(steps)
+            .map(|step| async move {
+                let taken = this.take(ctx, catalog, &step).await;
+                (step, taken)
             })
+            .buffer_unordered(AT_ONCE)
+            .collect()
             .await;
+        // What is held back takes its time: it is asked for again at leisure.
+        let busy = taken
+            .iter()
+            .any(|(_, taken)| !matches!(taken, Ok(Taken::HeldBack { .. })));
+        for (step, taken) in taken {
+            self.note(&step, taken);
+        }
         busy && !only_balance
+    }
+
+    fn note(&mut self, step: &Step, taken: Result<Taken, String>) {
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(why) => {
+                tracing::debug!(?step, why, "a membership step was not finished");
+                return;
+            }
+        };
+        let Step::Promote { group, node } = *step else {
+            return;
+        };
+        let news = self.held_back.note(group, node, &taken);
+        match taken {
+            Taken::HeldBack { why, lacking } if news => {
+                tracing::info!(%group, %node, chunks = lacking, why, "a new replica may not vote yet");
+            }
+            Taken::Done if news => {
+                tracing::info!(%group, %node, "the new replica has its chunks and votes");
+            }
+            Taken::HeldBack { why, lacking } => {
+                tracing::debug!(%group, %node, chunks = lacking, why, "a new replica still waits");
+            }
+            Taken::Done => {}
+        }
     }
 
     /// Every group whose leader and members could be learned.
@@ -144,7 +209,7 @@ impl Controller {
         })
     }
 
-    async fn take(&self, ctx: &Context, catalog: &Catalog, step: &Step) -> Result<(), String> {
+    async fn take(&self, ctx: &Context, catalog: &Catalog, step: &Step) -> Result<Taken, String> {
         let change = |group: GroupId, kind: Kind, node: NodeId| wire::ChangeGroupRequest {
             group: group.0,
             kind: kind.into(),
@@ -160,10 +225,13 @@ impl Controller {
             Step::Promote { group, node } => change(*group, Kind::Promote, *node),
             Step::Remove { group, node } => change(*group, Kind::Remove, *node),
             Step::Transfer { group, to } => change(*group, Kind::Transfer, *to),
-            Step::Record { group, replicas } => {
-                return self
-                    .record(ctx, MetaOperation::set_replicas(*group, replicas))
-                    .await;
+            Step::Record {
+                group,
+                replicas,
+                learners,
+            } => {
+                let change = MetaOperation::set_replicas(*group, replicas, learners);
+                return self.record(ctx, change).await;
             }
             Step::MarkUp { node } => {
                 tracing::info!(%node, "node is up");
@@ -172,16 +240,23 @@ impl Controller {
                     .await;
             }
         };
-        self.core.change_group(ctx, request).await.map(drop)
+        let reply = self.core.change_group(ctx, request).await?;
+        if reply.held_back.is_empty() {
+            return Ok(Taken::Done);
+        }
+        Ok(Taken::HeldBack {
+            why: reply.held_back,
+            lacking: reply.lacking_chunks,
+        })
     }
 
-    async fn record(&self, ctx: &Context, change: MetaOperation) -> Result<(), String> {
+    async fn record(&self, ctx: &Context, change: MetaOperation) -> Result<Taken, String> {
         let reply = self
             .core
             .meta(ctx, change)
             .await
             .map_err(|error| error.to_string())?;
-        reply.refused.map_or(Ok(()), Err)
+        reply.refused.map_or(Ok(Taken::Done), Err)
     }
 }
 
@@ -199,4 +274,27 @@ fn is_up(catalog: &Catalog, node: NodeId) -> bool {
         .members()
         .get(&node)
         .is_some_and(|member| member.state == MemberState::Up)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promotion_that_waits_is_news_when_it_begins_to_and_when_it_is_over() {
+        let mut held_back = HeldBack::default();
+        let waits = |lacking| Taken::HeldBack {
+            why: "it lacks chunks".to_owned(),
+            lacking,
+        };
+        let (group, node) = (GroupId(3), NodeId(4));
+        assert!(!held_back.note(group, NodeId(2), &Taken::Done), "at once");
+        assert!(held_back.note(group, node, &waits(900)));
+        for left in [900, 500, 1] {
+            assert!(!held_back.note(group, node, &waits(left)));
+        }
+        assert!(held_back.note(GroupId(5), node, &waits(2)));
+        assert!(held_back.note(group, node, &Taken::Done));
+        assert!(!held_back.note(group, node, &Taken::Done));
+    }
 }

@@ -7,4 +7,4 @@ mod service;
 
 pub use client::{ClusterClient, ClusterError};
 pub(crate) use controller::Controller;
-pub(crate) use service::{ClusterService, change_here};
+pub(crate) use service::{ClusterService, Learners, change_here};

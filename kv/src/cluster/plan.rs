@@ -6,6 +6,8 @@
 //! 2. A replica is replaced before it is removed, where a node is free to take its place.
 //! 3. A group never gets fewer voters than it had, except by losing removed nodes.
 //! 4. Leaderships move for balance only when nothing else is to be done.
+//! 5. A promotion that is held back (the learner lacks chunks) is planned again, and holds up what
+//!    comes after it: the voter that the learner shall replace stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,6 +51,8 @@ pub(super) enum Step {
     Record {
         group: GroupId,
         replicas: Vec<NodeId>,
+        /// Those of them that do not vote; empty for the meta group, of which nobody asks.
+        learners: Vec<NodeId>,
     },
     MarkUp {
         node: NodeId,
@@ -68,8 +72,18 @@ pub(super) fn plan(
         .collect();
     for (&group, view) in seen {
         let replicas: Vec<_> = view.members.keys().copied().collect();
-        if catalog.replicas(group) != replicas {
-            steps.push(Step::Record { group, replicas });
+        let learners: Vec<_> = view
+            .members
+            .iter()
+            .filter(|(_, role)| **role == Role::Learner && group != GroupId::META)
+            .map(|(&node, _)| node)
+            .collect();
+        if catalog.replicas(group) != replicas || catalog.learners(group) != learners {
+            steps.push(Step::Record {
+                group,
+                replicas,
+                learners,
+            });
         }
     }
     if let Some(meta) = seen.get(&GroupId::META) {
@@ -116,12 +130,6 @@ fn change(
         .members
         .iter()
         .filter(|(node, role)| **role == Role::Learner && present.contains(node));
-    let gone: Vec<NodeId> = view
-        .members
-        .keys()
-        .copied()
-        .filter(|node| !present.contains(node))
-        .collect();
     let wanted = if group == GroupId::META {
         let most = if present.len() >= META_VOTERS_OF_MANY {
             META_VOTERS_OF_MANY
@@ -157,7 +165,18 @@ fn change(
         *load.entry(node).or_default() += 1;
         return Some(Step::AddLearner { group, node });
     }
-    // Invariant 2: only now. The leader goes last, by moving its leadership first.
+    // Invariant 2: only now, and not while a learner that is away for a moment shall take the place.
+    let replaced = voters.len() < wanted
+        && learners
+            .clone()
+            .any(|(&learner, _)| !draining(catalog, learner));
+    let gone: Vec<NodeId> = view
+        .members
+        .iter()
+        .filter(|(node, role)| !present.contains(node) && (**role == Role::Learner || !replaced))
+        .map(|(&node, _)| node)
+        .collect();
+    // The leader goes last, by moving its leadership first.
     let node = *gone
         .iter()
         .find(|&&node| node != view.leader)
@@ -264,6 +283,7 @@ fn balance(
 #[cfg(test)]
 mod tests {
     use leadline_raft::ClusterId;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::catalog::{Addresses, MetaOperation, MetaReply, ROW};
@@ -308,7 +328,7 @@ mod tests {
         }
 
         fn join(&mut self) -> NodeId {
-            let number = self.live.len() + 10;
+            let number = self.catalog().members().len() + 10;
             let addresses = Addresses {
                 grpc: format!("{number}:1"),
                 ..Addresses::default()
@@ -346,8 +366,12 @@ mod tests {
                     assert!(self.live.contains(&to));
                     seen.leader = to;
                 }
-                Step::Record { group, replicas } => {
-                    self.change(&MetaOperation::set_replicas(group, &replicas));
+                Step::Record {
+                    group,
+                    replicas,
+                    learners,
+                } => {
+                    self.change(&MetaOperation::set_replicas(group, &replicas, &learners));
                 }
                 Step::MarkUp { node } => {
                     self.change(&MetaOperation::set_member_state(node, MemberState::Up));
@@ -355,14 +379,21 @@ mod tests {
             }
         }
 
+        /// One tick; steps that are held back change nothing.
+        fn step(&mut self, mut held_back: impl FnMut(&Step) -> bool) -> Vec<Step> {
+            let steps = plan(&self.catalog(), &self.seen, &self.live);
+            for step in &steps {
+                if !held_back(step) {
+                    self.take(step.clone());
+                }
+            }
+            steps
+        }
+
         fn settle(&mut self) {
             for _ in 0..500 {
-                let steps = plan(&self.catalog(), &self.seen, &self.live);
-                if steps.is_empty() {
+                if self.step(|_| false).is_empty() {
                     return;
-                }
-                for step in steps {
-                    self.take(step);
                 }
             }
             panic!("the plan does not settle: {:?}", self.seen);
@@ -495,6 +526,97 @@ mod tests {
         assert_eq!(world.seen[&GroupId::META].members.len(), 7);
         for group in 1..=4 {
             assert_eq!(world.voters(group).len(), 3);
+        }
+    }
+
+    /// A learner that waits for its chunks is away for a moment: the dead voter whose place it takes
+    /// stays a member, so that what only that one has is not written off.
+    #[test]
+    fn a_removed_voter_stays_while_its_successor_is_away() {
+        let mut world = World::new(2);
+        world.join();
+        world.join();
+        world.settle();
+        let fourth = world.join();
+        let removed = MetaOperation::set_member_state(NodeId(3), MemberState::Removed);
+        world.change(&removed);
+        world.live.remove(&NodeId(3));
+        for seen in world.seen.values_mut() {
+            seen.leader = NodeId(1);
+        }
+        world.step(|_| false);
+        assert_eq!(world.seen[&GroupId(1)].members[&fourth], Role::Learner);
+        world.live.remove(&fourth);
+        for _ in 0..5 {
+            world.step(|_| false);
+        }
+        assert_eq!(world.voters(1), [1, 2, 3]);
+        world.live.insert(fourth);
+        world.settle();
+        assert_eq!(world.voters(1), [1, 2, 4]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Invariants 2, 3 and 5, while promotions of data groups are held back for any number of
+        /// rounds and nodes are replaced under them.
+        #[test]
+        fn a_promotion_that_is_held_back_is_asked_for_again_and_nothing_goes_before_it(
+            waits in proptest::collection::vec(0..12_u32, 32),
+            replaced in proptest::collection::vec(1..4_u64, 0..3),
+        ) {
+            let mut world = World::new(3);
+            world.join();
+            world.join();
+            world.settle();
+            let mut waits = waits.into_iter().cycle();
+            for node in replaced {
+                let gone = NodeId(node);
+                if !world.live.contains(&gone) {
+                    continue;
+                }
+                world.join();
+                let removed = MetaOperation::set_member_state(gone, MemberState::Removed);
+                world.change(&removed);
+                // It can be reached and gives its leaderships away: none of them is forced.
+                let mut left: BTreeMap<(GroupId, NodeId), u32> = BTreeMap::new();
+                let mut steps = 0;
+                loop {
+                    let before: BTreeMap<_, _> =
+                        world.seen.keys().map(|group| (*group, world.voters(group.0))).collect();
+                    let taken = world.step(|step| match *step {
+                        Step::Promote { group, node } if group != GroupId::META => {
+                            let left = left
+                                .entry((group, node))
+                                .or_insert_with(|| waits.next().unwrap_or(0));
+                            *left > 0 && { *left -= 1; true }
+                        }
+                        _ => false,
+                    });
+                    if taken.is_empty() {
+                        break;
+                    }
+                    for (&group, voters) in before.iter().filter(|(group, _)| **group != GroupId::META) {
+                        let waiting = left.iter().any(|(&(of, _), left)| of == group && *left > 0);
+                        let now = world.voters(group.0);
+                        prop_assert!(
+                            !waiting || voters.iter().all(|voter| now.contains(voter)),
+                            "{voters:?} became {now:?} while a promotion waited"
+                        );
+                        prop_assert!(now.len() >= 3, "{now:?}");
+                        prop_assert!(world.seen[&group].members.len() <= 4);
+                    }
+                    steps += 1;
+                    prop_assert!(steps < 500, "it does not settle: {:?}", world.seen);
+                }
+                prop_assert!(left.values().all(|left| *left == 0), "{left:?}");
+                world.live.remove(&gone);
+                let live: Vec<u64> = world.live.iter().map(|node| node.0).collect();
+                for group in 1..=3 {
+                    prop_assert_eq!(world.voters(group), live.clone());
+                }
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leadline_raft::engine::{Engine, Leadership, Role};
-use leadline_raft::{Context, GroupId, NodeId, RaftError, grpc};
+use leadline_raft::{Context, GroupId, LogIndex, NodeId, RaftError, grpc};
 use tonic::{Request, Response, Status};
 
 use crate::catalog::{Addresses, FORMAT, MemberState, MetaOperation, MetaReply};
@@ -17,6 +17,8 @@ use crate::{KvError, Outcome};
 const ANSWER: Duration = Duration::from_millis(200);
 /// How often a change that others carry out is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a learner has to say what it lacks. It is asked again by the controller's next tick.
+const ASK: Duration = Duration::from_secs(2);
 
 /// Serves the cluster service of one node.
 #[derive(Clone)]
@@ -190,7 +192,7 @@ impl Cluster for ClusterService {
             .core
             .engine(GroupId(request.group))
             .ok_or_else(|| Status::not_found("this node does not host the group"))?;
-        change_here(&ctx, &*engine, request)
+        change_here(&ctx, &*engine, &*self.core, request)
             .await
             .map(Response::new)
             .map_err(|error| status_of(&error.into()))
@@ -226,16 +228,37 @@ impl ClusterService {
     }
 }
 
+/// Asks a learner what it lacks.
+pub(crate) trait Learners: Sync {
+    /// How many chunks `node` lacks of those that `group`'s rows name, as of rows applied up to
+    /// `applied` at least. It fetches them from then on.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    fn lacking(
+        &self,
+        ctx: &Context,
+        node: NodeId,
+        group: GroupId,
+        applied: LogIndex,
+    ) -> impl Future<Output = Result<u64, String>> + Send;
+}
+
 /// Carries out a change of membership at the group's leader.
 pub(crate) async fn change_here<E: Engine>(
     ctx: &Context,
     engine: &E,
+    learners: &impl Learners,
     request: wire::ChangeGroupRequest,
 ) -> Result<wire::ChangeGroupReply, RaftError> {
     let node = NodeId(request.node);
+    let mut reply = wire::ChangeGroupReply::default();
     match request.kind() {
         Kind::AddLearner => engine.add_learner(ctx, node, request.address).await?,
-        Kind::Promote => engine.promote(ctx, node).await?,
+        Kind::Promote => match held_back(ctx, engine, learners, node).await {
+            None => engine.promote(ctx, node).await?,
+            Some((why, lacking)) => (reply.held_back, reply.lacking_chunks) = (why, lacking),
+        },
         Kind::Remove => engine.remove(ctx, node).await?,
         Kind::Transfer => {
             let to = (node.0 != 0).then_some(node);
@@ -247,7 +270,7 @@ pub(crate) async fn change_here<E: Engine>(
             }
         }
     }
-    let members = engine
+    reply.members = engine
         .members()
         .into_iter()
         .map(|(node, member)| wire::GroupMember {
@@ -257,7 +280,39 @@ pub(crate) async fn change_here<E: Engine>(
             changing: matches!(member.role, Role::IncomingVoter | Role::OutgoingVoter),
         })
         .collect();
-    Ok(wire::ChangeGroupReply { members })
+    Ok(reply)
+}
+
+/// Why `node` may not vote yet, and how many chunks it lacks: a voter counts as one that has the
+/// chunks its rows name. What the answer is as of, this leader has committed itself; what is put
+/// later is pushed to learners too.
+async fn held_back<E: Engine>(
+    ctx: &Context,
+    engine: &E,
+    learners: &impl Learners,
+    node: NodeId,
+) -> Option<(String, u64)> {
+    let status = engine.status();
+    let is_learner = engine
+        .members()
+        .get(&node)
+        .is_some_and(|member| member.role == Role::Learner);
+    // The catalog names no chunks. Whoever is no learner, or no leader, is refused in the usual way.
+    if status.group == GroupId::META || !is_learner || !status.leading {
+        return None;
+    }
+    let asked = ctx.child(ASK.min(ctx.remaining().saturating_sub(ANSWER)));
+    match learners
+        .lacking(&asked, node, status.group, status.commit_index)
+        .await
+    {
+        Ok(0) => None,
+        Ok(lacking) => Some((format!("node {node} lacks {lacking} chunks"), lacking)),
+        Err(why) => Some((
+            format!("node {node} did not say which chunks it lacks: {why}"),
+            0,
+        )),
+    }
 }
 
 /// One code per meaning (design, section 6).

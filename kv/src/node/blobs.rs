@@ -1,13 +1,13 @@
 //! The blob store's view of this node: where a shard's replicas are, and what its rows name.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use leadline_raft::GroupId;
 use leadline_raft::engine::{Engine, LeaderView, Leadership, Membership, Role, Status};
+use leadline_raft::{Context, GroupId, LogIndex, NodeId};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
@@ -15,9 +15,13 @@ use super::{BlobConfig, Core, OpenError};
 use crate::ScanOrder;
 use crate::blobs::{
     BlobMetrics, BlobPeers, Bounds, ChunkRef, ChunkReferences, ChunkStore, GrpcPeers, Manifests,
-    Placement, Replicas, ReplicatedBlobs,
+    Placement, Replicas, ReplicatedBlobs, Upkeep,
 };
+use crate::catalog::MemberState;
 use crate::storage::{Row, Store};
+
+/// A walk looks this often, in rows, whether it is still wanted.
+const ROWS: u32 = 1024;
 
 /// Opens the blob store in `<data-dir>/blobs`.
 pub(super) async fn open(
@@ -38,7 +42,7 @@ pub(super) fn start(
     config: BlobConfig,
     metrics: BlobMetrics,
     registry: &mut Registry,
-) -> ReplicatedBlobs {
+) -> (ReplicatedBlobs, Upkeep) {
     metrics.register(registry);
     let view = Arc::new(NodeRows {
         core: Arc::clone(core),
@@ -62,8 +66,8 @@ pub(super) fn start(
         metrics,
     );
     blobs.register_gauges(registry);
-    blobs.start_upkeep(view, config.walk_every);
-    blobs
+    let upkeep = blobs.start_upkeep(view, config.walk_every);
+    (blobs, upkeep)
 }
 
 struct NodeRows {
@@ -81,25 +85,43 @@ impl Placement for NodeRows {
                 group: GroupId::META,
                 voters: Vec::new(),
                 learners: Vec::new(),
+                removed: Vec::new(),
             };
         };
         let group = catalog.group_of(near);
-        // A group hosted here knows its members better than the catalog.
         let members = self.core.engine(group).map(|engine| engine.members());
-        let (mut voters, mut learners) = (Vec::new(), Vec::new());
-        for (node, member) in members.into_iter().flatten() {
-            match member.role {
-                Role::Voter | Role::IncomingVoter | Role::OutgoingVoter => voters.push(node),
-                Role::Learner => learners.push(node),
-            }
+        let members = members.unwrap_or_default();
+        let votes = |role: Role| match role {
+            Role::Voter | Role::IncomingVoter | Role::OutgoingVoter => true,
+            Role::Learner => false,
+        };
+        let here = members.get(&self.core.node);
+        // A voter knows its group's members better than the catalog does. A learner may be far
+        // behind in the log: who votes, the catalog tells it.
+        let knows = here.is_some_and(|member| votes(member.role));
+        let mut voting: BTreeMap<NodeId, bool> = members
+            .iter()
+            .map(|(&node, member)| (node, knows && votes(member.role)))
+            .collect();
+        if !knows {
+            let learners = catalog.learners(group);
+            let recorded = catalog.replicas(group).iter();
+            voting.extend(recorded.map(|&node| (node, !learners.contains(&node))));
         }
-        if voters.is_empty() {
-            voters = catalog.replicas(group).to_vec();
-        }
+        let of = |wanted: bool| {
+            let nodes = voting.iter().filter(move |(_, votes)| **votes == wanted);
+            nodes.map(|(&node, _)| node).collect()
+        };
+        let state = |node: &NodeId| catalog.members().get(node).map(|member| member.state);
         Replicas {
             group,
-            voters,
-            learners,
+            voters: of(true),
+            learners: of(false),
+            removed: voting
+                .keys()
+                .copied()
+                .filter(|node| state(node) == Some(MemberState::Removed))
+                .collect(),
         }
     }
 }
@@ -121,6 +143,27 @@ impl Manifests for NodeRows {
         settled
     }
 
+    fn applied(&self, group: GroupId) -> Option<LogIndex> {
+        let engine = self.core.engine(group)?;
+        Some(engine.status().last_applied)
+    }
+
+    fn walk_group(
+        &self,
+        ctx: &Context,
+        group: GroupId,
+        visit: &mut dyn FnMut(&[u8], ChunkRef),
+    ) -> Result<(), String> {
+        let catalog = self.core.catalog().ok_or("no catalog yet")?;
+        let owned = catalog
+            .owned(group)
+            .ok_or_else(|| format!("the catalog does not know group {group}"))?;
+        for references in &self.references {
+            self.scan(Some(ctx), group, &owned, &**references, visit)?;
+        }
+        Ok(())
+    }
+
     fn walk(&self, visit: &mut dyn FnMut(&[u8], ChunkRef)) -> Result<(), String> {
         // Without a door that names chunks nobody has said what is needed.
         if self.references.is_empty() {
@@ -133,7 +176,7 @@ impl Manifests for NodeRows {
                 .owned(group)
                 .ok_or_else(|| format!("the catalog does not know group {group}"))?;
             for references in &self.references {
-                self.walk_group(group, &owned, &**references, visit)?;
+                self.scan(None, group, &owned, &**references, visit)?;
             }
         }
         Ok(())
@@ -141,8 +184,10 @@ impl Manifests for NodeRows {
 }
 
 impl NodeRows {
-    fn walk_group(
+    /// Shows what the rows of `owned` name, until `ctx`, if there is one, ends.
+    fn scan(
         &self,
+        ctx: Option<&Context>,
         group: GroupId,
         owned: &Range<Bytes>,
         references: &dyn ChunkReferences,
@@ -162,6 +207,8 @@ impl NodeRows {
             .and_then(|rows| rows.view())
             .map_err(|error| error.to_string())?;
         let mut unreadable = None;
+        let mut ended = None;
+        let mut rows = 0_u32;
         view.rows
             .scan(
                 &start[..]..&end[..],
@@ -173,10 +220,17 @@ impl NodeRows {
                             references.chunks(key, value, &mut |chunk| visit(key, chunk))
                         });
                     unreadable = read.err();
-                    unreadable.is_none()
+                    rows = rows.wrapping_add(1);
+                    if rows.is_multiple_of(ROWS) {
+                        ended = ctx.and_then(Context::ended);
+                    }
+                    unreadable.is_none() && ended.is_none()
                 },
             )
             .map_err(|error| error.to_string())?;
+        if let Some(ended) = ended {
+            return Err(ended.to_string());
+        }
         unreadable.map_or(Ok(()), |why| {
             tracing::error!(%group, why, "a row with references to blobs cannot be read");
             Err(why)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::future::{BoxFuture, join_all};
 use futures::{FutureExt, StreamExt};
 use leadline_raft::engine::Status;
-use leadline_raft::{ClusterId, Context, Group, GroupId, NodeId, RaftNode};
+use leadline_raft::{ClusterId, Context, Group, GroupId, LogIndex, NodeId, RaftNode, grpc};
 use parking_lot::Mutex;
 use std::path::PathBuf;
 use tokio::sync::{mpsc, watch};
@@ -17,8 +17,9 @@ use super::overview::{NodeStatus, Readiness, collect};
 use super::{ClusterOverview, MOST_LAG};
 use crate::catalog::{Catalog, CatalogCopy, MemberState, MetaOperation, MetaReply};
 use crate::cluster::ClusterClient;
-use crate::cluster::change_here;
+use crate::cluster::{Learners, change_here};
 use crate::proxy::{LeaderProxy, MOST_MESSAGE_BYTES, PeerTransport, ReplyStream};
+use crate::wire::blobs_client::BlobsClient;
 use crate::wire::forward_client::ForwardClient;
 use crate::{Coordinator, KvError, ShardedCoordinator, wire};
 
@@ -101,7 +102,7 @@ impl Core {
             let engine = self
                 .engine(group)
                 .ok_or_else(|| "the group has left this node".to_owned())?;
-            return change_here(ctx, &*engine, request)
+            return change_here(ctx, &*engine, self, request)
                 .await
                 .map_err(|error| error.to_string());
         }
@@ -227,6 +228,32 @@ impl Core {
                 .await
                 .map_err(|error| error.to_string())?;
             serde_json::from_str(&json).map_err(|error| error.to_string())
+        };
+        ctx.run(asked)
+            .await
+            .unwrap_or_else(|ended| Err(ended.to_string()))
+    }
+}
+
+impl Learners for Core {
+    async fn lacking(
+        &self,
+        ctx: &Context,
+        node: NodeId,
+        group: GroupId,
+        applied: LogIndex,
+    ) -> Result<u64, String> {
+        let request = wire::LackingChunksRequest {
+            cluster: self.cluster.0,
+            group: group.0,
+            applied: applied.0,
+        };
+        let asked = async {
+            let channel = self.raft.channel(ctx, node).await;
+            let mut peer = BlobsClient::new(channel.map_err(|error| error.to_string())?);
+            let reply = peer.lacking_chunks(grpc::request(ctx, request)).await;
+            let reply = reply.map_err(|status| status.message().to_owned())?;
+            Ok(reply.into_inner().lacking)
         };
         ctx.run(asked)
             .await

@@ -43,7 +43,7 @@ use gauges::NodeGauges;
 use machines::WatchedMachines;
 
 use crate::admission::Admission;
-use crate::blobs::{BlobMetrics, BlobService, Blobs, ReplicatedBlobs};
+use crate::blobs::{BlobMetrics, BlobService, Blobs, ReplicatedBlobs, Upkeep};
 use crate::catalog::{Addresses, Catalog, CatalogCopy, MetaCodec, MetaOperation, ROW};
 use crate::cluster::{ClusterService, Controller};
 use crate::coordinator::{HostedShard, backoff};
@@ -74,6 +74,7 @@ pub struct Node {
     links: Arc<Links>,
     store: Arc<Store>,
     blobs: ReplicatedBlobs,
+    upkeep: Upkeep,
     failed: watch::Sender<Option<String>>,
     engine: EngineKind,
     hosting: Arc<Hosting>,
@@ -228,7 +229,7 @@ impl Node {
             admission,
             store: Arc::downgrade(&store),
         }));
-        let blobs = blobs::start(
+        let (blobs, upkeep) = blobs::start(
             &core,
             &store,
             chunks,
@@ -242,6 +243,7 @@ impl Node {
             links,
             store,
             blobs,
+            upkeep,
             failed: watch::Sender::new(None),
             engine: identity.engine,
             hosting,
@@ -342,7 +344,7 @@ impl Node {
             .add_service(ClusterServer::new(ClusterService::new(Arc::clone(
                 &self.core,
             ))))
-            .add_service(BlobService::server(&self.blobs))
+            .add_service(BlobService::server(&self.upkeep))
     }
 
     /// The cluster, as far as it can be learned before `ctx` ends.

@@ -182,7 +182,12 @@ fn group_overview<'a>(
             .collect(),
         None => {
             let recorded = catalog.replicas(group);
-            recorded.iter().map(|&node| (node, Role::Voter)).collect()
+            let learners = catalog.learners(group);
+            let role = |node| match learners.contains(node) {
+                true => Role::Learner,
+                false => Role::Voter,
+            };
+            recorded.iter().map(|node| (*node, role(node))).collect()
         }
     };
     if let Some(leader) = leading {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use leadline_raft::engine::{ReadMode, Timing};
+use leadline_raft::engine::{Membership, ReadMode, Role, Timing};
 use leadline_raft::{Context, GroupId, NodeId};
 use prometheus_client::registry::Registry;
 use tempfile::TempDir;
@@ -334,6 +334,47 @@ async fn chunks_are_where_their_rows_are() {
     assert!(third.node.blobs().is_local(named) && third.node.blobs().is_local(pushed));
     third.stop().await;
     first.stop().await;
+}
+
+/// A voter counts as one that has the chunks its rows name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_replica_votes_once_it_has_the_chunks_that_its_rows_name() {
+    let first = Served::open(Bootstrap::New { shards: 2 }).await;
+    let data = Bytes::from(vec![5; 70_000]);
+    let named = store(&first, 3, &data).await.unwrap();
+    let mut row = BytesMut::new();
+    named.encode(&mut row);
+    let named_by = Arc::new(Cell {
+        keys: key(3),
+        value: Some(row.freeze()),
+    });
+    let coordinator = first.node.coordinator();
+    coordinator.submit(&seconds(10), named_by).await.unwrap();
+    let catalog = coordinator.catalog().unwrap();
+    let its_group = catalog.group_of(&key(3)[0]);
+
+    let held_up = first.node.upkeep.hold_up_peers();
+    let seeds = vec![first.address.clone()];
+    let second = Served::open(Bootstrap::Join { seeds }).await;
+    let voters = |group| {
+        let engine = first.node.core.engine(group).unwrap();
+        let members = engine.members();
+        let voters = members.values().filter(|member| member.role == Role::Voter);
+        voters.count()
+    };
+    let others: Vec<_> = catalog.groups().filter(|id| *id != its_group).collect();
+    until(|| others.iter().all(|&group| voters(group) == 2)).await;
+    // Asked again and again, and not promoted.
+    let asked = second.node.upkeep.times_asked();
+    until(|| second.node.upkeep.times_asked() >= asked + 3 || voters(its_group) > 1).await;
+    assert_eq!(voters(its_group), 1, "it voted without its chunks");
+    assert!(!second.node.blobs().is_local(named));
+
+    drop(held_up);
+    first.replicated(2).await;
+    assert!(second.node.blobs().is_local(named));
+    second.kill().await;
+    first.kill().await;
 }
 
 async fn store(at: &Served, i: u16, data: &Bytes) -> Result<ChunkRef, BlobError> {

@@ -20,6 +20,7 @@ use crate::cluster::ClusterClient;
 use crate::cluster::{Learners, change_here};
 use crate::proxy::{LeaderProxy, MOST_MESSAGE_BYTES, PeerTransport, ReplyStream};
 use crate::wire::blobs_client::BlobsClient;
+use crate::wire::change_group_request::Kind;
 use crate::wire::forward_client::ForwardClient;
 use crate::{Coordinator, KvError, ShardedCoordinator, wire};
 
@@ -110,6 +111,18 @@ impl Core {
         peer.change_group(ctx, request)
             .await
             .map_err(|error| error.to_string())
+    }
+
+    /// Whether this node is a member of `group`, as its leader knows it.
+    pub(super) async fn is_member(&self, ctx: &Context, group: GroupId) -> Result<bool, String> {
+        let list = wire::ChangeGroupRequest {
+            group: group.0,
+            kind: Kind::List.into(),
+            ..wire::ChangeGroupRequest::default()
+        };
+        let reply = ctx.run(self.change_group(ctx, list)).await;
+        let members = reply.map_err(|ended| ended.to_string())??.members;
+        Ok(members.iter().any(|member| member.node == self.node.0))
     }
 
     /// What this node knows of itself.

@@ -64,6 +64,8 @@ const MOST_LAG: u64 = 10_000;
 const MOST_REQUESTS: usize = 64 * 1024;
 /// How long a background task's request may take.
 const TICK: Duration = leadline_raft::FALLBACK_DEADLINE;
+/// How long a group's leader may take to say who its members are.
+const ASK: Duration = Duration::from_secs(1);
 /// The first node of a cluster.
 const FIRST: NodeId = NodeId(1);
 
@@ -486,7 +488,9 @@ impl Node {
     }
 
     /// Deletes replicas that were moved to other nodes. The catalog names a group's replicas only
-    /// after its membership has changed, and this node's own log must have heard of it too.
+    /// after its membership has changed, this node's own log must have heard of it, and the group's
+    /// leader must say so: a new replica that is catching up reads of members before it was one, and
+    /// the catalog may not name it yet. What it has acknowledged it must not forget.
     async fn forget_what_moved_away(&self, catalog: &Catalog) {
         for group in self.core.raft.groups() {
             let id = group.group();
@@ -499,8 +503,16 @@ impl Node {
             if kept {
                 continue;
             }
-            tracing::info!(group = %id, "this node's replica was moved away: deleting it");
             let ctx = Context::with_timeout(TICK);
+            match self.core.is_member(&ctx.child(ASK), id).await {
+                Ok(false) => {}
+                Ok(true) => continue,
+                Err(why) => {
+                    tracing::debug!(group = %id, why, "whether this replica is a member is not known");
+                    continue;
+                }
+            }
+            tracing::info!(group = %id, "this node's replica was moved away: deleting it");
             if let Err(error) = self.core.raft.destroy(&ctx, id).await {
                 tracing::warn!(group = %id, %error, "deleting a replica");
             }

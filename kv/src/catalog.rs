@@ -45,6 +45,7 @@ pub const REPLICATION_FACTOR: u32 = 3;
 /// The most shards that can be dealt at bootstrap: one per slot would be absurd, this is not.
 pub const MOST_SHARDS: u16 = 1024;
 
+/// The most shards that the S3 keyspace is dealt.
 const MOST_S3_SHARDS: u16 = 16;
 
 /// Shards of the S3 keyspace when the Redis keyspace gets `shards`: three for four, so that the

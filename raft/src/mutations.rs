@@ -7,7 +7,7 @@
 //! | `no-fence` | apply takes batches of any incarnation, in any order | lost and doubled writes |
 //! | `no-validate` | transactions over shards do not look again at what they only read | write skew (G2) |
 //! | `no-fsync` | the log acknowledges without `fdatasync` | lost writes after a power cut |
-//! | `no-lease-margin` | a lease is held eight times as long as followers promised | stale reads with `--read-mode lease` |
+//! | `no-lease-margin` | a leader without a quorum believes in itself and in its lease eight times as long as followers promised | stale reads with `--read-mode lease` |
 
 /// A safety that can be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -325,7 +325,7 @@ impl Group {
             .last_quorum_acked
             .as_ref()
             .map(|acked| instant(**acked));
-        let lost_at = acked.map(|acked| acked + self.settings.lease());
+        let lost_at = acked.map(|acked| acked + self.settings.quorum_check());
         let now = Instant::now();
         let led = alone || lost_at.is_some_and(|at| now < at);
         let refresh = match self.settings.read_mode {

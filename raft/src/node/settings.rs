@@ -11,6 +11,7 @@ use std::time::Duration;
 use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
 
 use crate::engine::{ReadMode, Timing};
+use crate::mutations::{self, Mutation};
 
 use super::pending::Bounds;
 use super::proof::{BootClock, SystemBootClock};
@@ -49,10 +50,17 @@ impl Settings {
         }
     }
 
-    /// How long a follower refuses to elect another leader after a message of its own; also after
-    /// how long without a quorum's acknowledgement a leader counts as none.
+    /// How long a follower refuses to elect another leader after a message of its own.
     pub(crate) fn lease(&self) -> Duration {
         self.timing.election_max / 2
+    }
+
+    /// After how long without a quorum's acknowledgement a leader counts as none.
+    pub(crate) fn quorum_check(&self) -> Duration {
+        if mutations::active(Mutation::NoLeaseMargin) {
+            return self.lease() * 8;
+        }
+        self.lease()
     }
 
     /// How long one ReadIndex round may take before it is sent again.

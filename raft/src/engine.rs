@@ -126,7 +126,8 @@ pub trait Membership: Send + Sync + 'static {
 
     /// Makes a learner that has caught up a voter; waits for it to catch up until `ctx` ends. A
     /// change takes two steps, and whoever asked for it may be gone after the first, or the leader:
-    /// then the members are [`Role::IncomingVoter`] until this is called again.
+    /// then the member is a [`Role::IncomingVoter`] until this is called again, which waits for a
+    /// quorum of both sets and not for the member.
     fn promote(
         &self,
         ctx: &Context,

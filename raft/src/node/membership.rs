@@ -182,13 +182,14 @@ impl Membership for Group {
         let leader = self.leading()?;
         match self.members().get(&node).map(|member| member.role) {
             Some(Role::Voter) => return Ok(()),
-            Some(Role::Learner | Role::IncomingVoter) => {}
+            Some(Role::Learner) => self.caught_up(ctx, node).await?,
+            // It counts as a voter already, and may be gone: the change is finished without it.
+            Some(Role::IncomingVoter) => {}
             Some(Role::OutgoingVoter) => {
                 return Err(RaftError::Stopped(format!("node {node} is being removed")));
             }
             None => return Err(RaftError::Stopped(format!("node {node} is no learner"))),
         }
-        self.caught_up(ctx, node).await?;
         let voters = BTreeSet::from([node.0]);
         self.change_voters(ctx, leader, ChangeMembers::AddVoterIds(voters))
             .await

@@ -87,7 +87,7 @@ impl Cluster {
             cluster.nodes.push(Node::default());
             cluster.network.add_node(number).await?;
             if cluster.machines.clocks {
-                cluster.set_clock(number, "+0")?;
+                cluster.set_clock(number, 0, 1.0)?;
             }
             cluster.make_disk(number)?;
             cluster.start_node(number)?;
@@ -217,13 +217,14 @@ impl Cluster {
             .map_err(|error| error.to_string())
     }
 
-    /// Sets node `number`'s wall clock, in the words of libfaketime: `+30s x1`, `+0 x1.5`. One that
-    /// names no speed goes on at the last one.
-    pub(crate) fn set_clock(&self, number: u8, clock: &str) -> Result<(), String> {
+    /// Sets node `number`'s wall clock `ahead` seconds of the machine's, to run at `speed` times its
+    /// own.
+    pub(crate) fn set_clock(&self, number: u8, ahead: i32, speed: f64) -> Result<(), String> {
         let path = self.dir.path().join(format!("n{number}.clock"));
         // Renamed into place: a node reads it at any time.
         let new = path.with_extension("new");
-        std::fs::write(&new, format!("{clock}\n"))
+        // libfaketime goes on at the last speed where none is named.
+        std::fs::write(&new, format!("{ahead:+}s x{speed:.1}\n"))
             .and_then(|()| std::fs::rename(&new, &path))
             .map_err(|error| error.to_string())
     }

@@ -309,13 +309,13 @@ impl Nemesis {
                 begun.detail.clear();
                 for number in all {
                     let seconds = self.random.random_range(-120..=120);
-                    cluster.set_clock(number, &format!("{seconds:+}s x1"))?;
+                    cluster.set_clock(number, seconds, 1.0)?;
                     begun.detail += &format!("node {number} {seconds:+} s; ");
                 }
             }
             Kind::ClockSkew => {
                 let speed = f64::from(self.random.random_range(5..30)) / 10.0;
-                cluster.set_clock(victims[0], &format!("+0 x{speed:.1}"))?;
+                cluster.set_clock(victims[0], 0, speed)?;
                 begun.detail = format!("node {} at {speed} times", victims[0]);
             }
             Kind::FsyncError | Kind::SlowDisk => {
@@ -463,7 +463,7 @@ async fn undo(fault: &mut Begun, cluster: &mut Cluster) -> Result<(), String> {
         Kind::ClockJump | Kind::ClockSkew => cluster
             .numbers()
             .into_iter()
-            .try_for_each(|number| cluster.set_clock(number, "+0 x1")),
+            .try_for_each(|number| cluster.set_clock(number, 0, 1.0)),
         Kind::FsyncError => {
             fault.meddlers.clear();
             // It must have stopped itself, unless nothing was written meanwhile.

@@ -59,6 +59,12 @@ impl<'a> Args<'a> {
         u64::try_from(self.integer()?).map_err(|_| ReplyError::NotInteger)
     }
 
+    /// The next argument as how many to pop, where Redis says so of what is no such number.
+    pub(crate) fn positive(&mut self) -> Result<u64, ReplyError> {
+        self.unsigned()
+            .map_err(|_| ReplyError::err("value is out of range, must be positive"))
+    }
+
     /// Consumes the next argument if it is `word`, in any case.
     pub(crate) fn take(&mut self, word: &str) -> bool {
         match self.rest.split_first() {

@@ -508,16 +508,11 @@ impl Pop {
         let count = if args.is_empty() {
             None
         } else {
-            Some(positive_count(args)?)
+            Some(args.positive()?)
         };
         args.end_arity()?;
         Ok(Box::new(Self { key, count, end }))
     }
-}
-
-fn positive_count(args: &mut Args<'_>) -> Result<u64, ReplyError> {
-    args.unsigned()
-        .map_err(|_| ReplyError::err("value is out of range, must be positive"))
 }
 
 impl Command for Pop {

@@ -149,10 +149,7 @@ impl Pop {
         let key = args.key()?;
         let count = match args.is_empty() {
             true => None,
-            false => Some(
-                args.unsigned()
-                    .map_err(|_| ReplyError::err("value is out of range, must be positive"))?,
-            ),
+            false => Some(args.positive()?),
         };
         args.end()?;
         Ok(Box::new(Self { key, count, end }))

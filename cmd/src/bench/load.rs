@@ -38,7 +38,8 @@ pub(super) struct Load {
     pub(super) pipeline: u32,
     pub(super) threads: u32,
     pub(super) keys: u64,
-    pub(super) value_size: usize,
+    /// What every SET writes.
+    pub(super) value: Bytes,
     pub(super) until: Until,
     /// Keys 0, 1, 2, … instead of random ones.
     pub(super) in_order: bool,
@@ -46,13 +47,10 @@ pub(super) struct Load {
     pub(super) access: Option<Access>,
 }
 
-impl Load {
-    fn value(&self) -> Bytes {
-        let mut rng = SmallRng::seed_from_u64(self.value_size as u64);
-        (0..self.value_size)
-            .map(|_| rng.random_range(b'a'..=b'z'))
-            .collect()
-    }
+/// A value of `size` bytes; the same one each time.
+pub(super) fn value(size: usize) -> Bytes {
+    let mut rng = SmallRng::seed_from_u64(size as u64);
+    (0..size).map(|_| rng.random_range(b'a'..=b'z')).collect()
 }
 
 /// What came back.
@@ -187,12 +185,11 @@ async fn drive(
             .access
             .as_ref()
             .ok_or("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be set for s3:// servers")?;
-        let peer = Peer::S3(S3::connect(address, access, load.value()).await?);
+        let peer = Peer::S3(S3::connect(address, access, load.value.clone()).await?);
         return drive_peer(load, peer, rng, shared, began, outcome).await;
     }
     let mut server = Server::connect(address, load.password.as_deref()).await?;
     let mut output = BytesMut::with_capacity(16 << 10);
-    let value = load.value();
     loop {
         let first = shared
             .begun
@@ -210,7 +207,7 @@ async fn drive(
             } else {
                 rng.random_range(0..load.keys)
             };
-            write_operation(load, key, &value, &mut rng, &mut output);
+            write_operation(load, key, &mut rng, &mut output);
         }
         let sent = Instant::now();
         let mut replies = server
@@ -238,15 +235,11 @@ enum Peer {
 }
 
 impl Peer {
-    async fn call(
-        &mut self,
-        workload: Workload,
-        key: String,
-        value: &Bytes,
-        nth: u64,
-    ) -> Result<(), String> {
-        match (self, workload) {
-            (Self::Etcd(etcd), Workload::Set) => etcd.put(key.into_bytes(), value.clone()).await,
+    async fn call(&mut self, load: &Load, key: String, nth: u64) -> Result<(), String> {
+        match (self, load.workload) {
+            (Self::Etcd(etcd), Workload::Set) => {
+                etcd.put(key.into_bytes(), load.value.clone()).await
+            }
             (Self::Etcd(etcd), Workload::Get) => etcd.get(key.into_bytes()).await,
             (Self::S3(s3), Workload::Set) => s3.put(&key, nth).await,
             (Self::S3(s3), Workload::Get) => s3.get(&key).await,
@@ -264,7 +257,6 @@ async fn drive_peer(
     began: Instant,
     outcome: &RefCell<Outcome>,
 ) -> Result<(), String> {
-    let value = load.value();
     loop {
         let nth = shared.begun.fetch_add(1, Ordering::Relaxed);
         match load.until {
@@ -279,7 +271,9 @@ async fn drive_peer(
         };
         let name = format!("key:{key:012}");
         let sent = Instant::now();
-        let called = peer.call(load.workload, name, &value, nth).await;
+        let called = tokio::time::timeout(STALLED, peer.call(load, name, nth))
+            .await
+            .map_err(|_| format!("no reply for {} s", STALLED.as_secs()))?;
         let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.done.fetch_add(1, Ordering::Relaxed);
         let mut outcome = outcome.borrow_mut();
@@ -306,7 +300,8 @@ fn replies_to(workload: Workload) -> u64 {
     }
 }
 
-fn write_operation(load: &Load, key: u64, value: &[u8], rng: &mut SmallRng, out: &mut BytesMut) {
+fn write_operation(load: &Load, key: u64, rng: &mut SmallRng, out: &mut BytesMut) {
+    let value = &load.value[..];
     let name = format!("key:{key:012}");
     let name = name.as_bytes();
     match load.workload {

@@ -246,7 +246,7 @@ fn load_for(args: &BenchArgs, side: &Side<'_>, workload: Workload, until: load::
         pipeline: args.pipeline,
         threads: args.threads.min(args.connections),
         keys: args.keys,
-        value_size: usize::try_from(args.value_size.0).unwrap_or(usize::MAX),
+        value: load::value(usize::try_from(args.value_size.0).unwrap_or(usize::MAX)),
         until,
         in_order: false,
         access: access(args.sign_payload),

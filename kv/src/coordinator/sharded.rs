@@ -29,7 +29,7 @@ use crate::executor::Once;
 use crate::hlc::Hlc;
 use crate::metrics::CoordinatorMetrics;
 use crate::proxy::LeaderProxy;
-use crate::transaction::{Network, TransactionCoordinator, TransactionOperation};
+use crate::transaction::{FORGETTING, Network, TransactionCoordinator, TransactionOperation};
 use crate::{Access, Door, Gather, KvError, Operation, Outcome, RequestId, Route, Scattered};
 
 /// Retries that a node may make at once, and how fast that many come back.
@@ -125,6 +125,7 @@ impl ShardedCoordinator {
                 Lanes(Weak::clone(this)),
                 hlc,
                 transaction_metrics,
+                FORGETTING,
             ),
         });
         coordinator.follow_catalog();

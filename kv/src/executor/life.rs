@@ -8,7 +8,9 @@
 //!    names the leader id of this life's begin, or by the apply of a batch of this life that was
 //!    numbered later. Such a batch is in the log behind everything that was acknowledged before the
 //!    read came: had another leader acknowledged something meanwhile, a majority would have its
-//!    term, and this batch could not have been committed.
+//!    term, and this batch could not have been committed. A read that is compared again before
+//!    anything rests on it ([`crate::Operation::is_rechecked`]) needs the first invariant alone: its
+//!    rows were committed, and no two commits of a row have one stamp.
 //! 3. At its end, commands that were not evaluated are not applied; reads are refused; proposed
 //!    writes stay until the log decides: a batch applied is applied, and once another life's begin
 //!    is applied before it, it never will be. Their callers meanwhile wait no longer than their own
@@ -282,7 +284,7 @@ impl Life {
         }
     }
 
-    /// Answers reads whose proof is there, each once what it saw is applied.
+    /// Answers reads that need no proof any more, each once what it saw is applied.
     pub(crate) fn answer_proven(&self, answers: Vec<Answer>) {
         let (ready, refused) = {
             let mut progress = self.progress.lock();

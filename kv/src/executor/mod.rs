@@ -239,7 +239,7 @@ impl<E: Engine> Shard<E> {
             && once.is_none()
             && let Some((reply, proposed)) = self.read_cached(life, ctx, operation.as_ref())
         {
-            return self.prove(life, ctx, reply, proposed);
+            return self.answer_cached(life, ctx, operation.as_ref(), reply, proposed);
         }
         let read = operation.access() == Access::Read;
         let group = ReplyGroup::new(1);
@@ -281,7 +281,7 @@ impl<E: Engine> Shard<E> {
                 && once.is_none()
                 && let Some((reply, proposed)) = self.read_cached(life, ctx, operation.as_ref())
             {
-                replies.push(self.prove(life, ctx, reply, proposed));
+                replies.push(self.answer_cached(life, ctx, operation.as_ref(), reply, proposed));
                 continue;
             }
             let read = operation.access() == Access::Read;
@@ -351,8 +351,18 @@ impl<E: Engine> Shard<E> {
         Some((reply, proposed))
     }
 
-    /// Answers an evaluated read once leadership is proved.
-    fn prove(&self, life: &Life, ctx: &Context, reply: Bytes, proposed: u64) -> PendingReply {
+    /// Answers a read of applied state once leadership is proved, if it needs that.
+    fn answer_cached(
+        &self,
+        life: &Life,
+        ctx: &Context,
+        operation: &dyn Operation,
+        reply: Bytes,
+        proposed: u64,
+    ) -> PendingReply {
+        if operation.is_rechecked() {
+            return PendingReply::ready(Ok(reply));
+        }
         if let Some(proof) = self.engine.verify_leader_now()
             && proof.leader == life.leader
         {

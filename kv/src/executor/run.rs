@@ -60,6 +60,8 @@ pub(super) struct Executor<E: Engine> {
 struct Batch {
     writes: Vec<(Responder, Bytes)>,
     reads: Vec<Answer>,
+    /// Reads that are answered once what they saw is applied, whoever leads by then.
+    rechecked: Vec<Answer>,
     wakes: Vec<Bytes>,
     stamp: Timestamp,
     /// Commands and queue bytes taken so far.
@@ -343,12 +345,19 @@ impl<E: Engine> Living<E> {
                 self.park(attempt, command);
             }
             Evaluated::Failed(why) => responder.send(Err(why)),
-            Evaluated::Read(reply, saw) => self.batch.reads.push(Answer {
-                responder,
-                reply,
-                saw,
-                remembered: false,
-            }),
+            Evaluated::Read(reply, saw) => {
+                let reads = if operation.is_rechecked() {
+                    &mut self.batch.rechecked
+                } else {
+                    &mut self.batch.reads
+                };
+                reads.push(Answer {
+                    responder,
+                    reply,
+                    saw,
+                    remembered: false,
+                });
+            }
             Evaluated::Write(reply) => {
                 if let Some(once) = &once {
                     let number = self.overlay.number();
@@ -515,6 +524,10 @@ impl<E: Engine> Living<E> {
         batch.reads = with_it;
         if !before.is_empty() {
             self.answer_reads(before);
+        }
+        if !batch.rechecked.is_empty() {
+            let rechecked = std::mem::take(&mut batch.rechecked);
+            self.executor.life.answer_proven(rechecked);
         }
         let empty = !self.overlay.batch_has_effects() && !self.transactions.has_writes();
         empty || self.propose(batch, |_| ())

@@ -55,6 +55,10 @@ const AFTERWARDS: Duration = Duration::from_secs(30);
 /// Evaluations that may wait on blocking threads.
 const BLOCKING: usize = 64;
 
+/// How often commit records whose locks are gone are forgotten, all at once: one batch of a shard
+/// forgets many, and nobody waits for it.
+pub(crate) const FORGETTING: Duration = Duration::from_millis(100);
+
 const UNSETTLED: &str = "the shard that decides did not say in time whether it committed";
 const STOPPED: &str = "the node stopped during a transaction";
 
@@ -91,6 +95,9 @@ pub(crate) struct TransactionCoordinator<N> {
     numbers: AtomicU64,
     open: OpenIds,
     blocking: Arc<Semaphore>,
+    /// How often commit records are forgotten, from when on.
+    forgetting: Duration,
+    began: tokio::time::Instant,
     tasks: TaskTracker,
     metrics: CoordinatorMetrics,
     /// Keys that transactions of this node are about to change: those that want the same key take
@@ -153,7 +160,13 @@ impl<N: Network> Borders for NetworkBorders<N> {
 }
 
 impl<N: Network> TransactionCoordinator<N> {
-    pub(crate) fn new(network: N, hlc: Arc<Hlc>, metrics: CoordinatorMetrics) -> Arc<Self> {
+    /// Commit records are forgotten each `forgetting`; zero: one by one, at once.
+    pub(crate) fn new(
+        network: N,
+        hlc: Arc<Hlc>,
+        metrics: CoordinatorMetrics,
+        forgetting: Duration,
+    ) -> Arc<Self> {
         Arc::new(Self {
             network,
             hlc,
@@ -161,6 +174,8 @@ impl<N: Network> TransactionCoordinator<N> {
             numbers: AtomicU64::new(1),
             open: OpenIds::default(),
             blocking: Arc::new(Semaphore::new(BLOCKING)),
+            forgetting,
+            began: tokio::time::Instant::now(),
             tasks: TaskTracker::new(),
             metrics,
             turns: Mutex::default(),
@@ -282,7 +297,7 @@ impl<N: Network> TransactionCoordinator<N> {
             coordinator: Arc::clone(self),
             number: attempt.number,
         };
-        let known = match self.prefetch(ctx, attempt, operation.as_ref()).await {
+        let known = match self.prefetch(ctx, attempt, operation.as_ref(), tries).await {
             Ok(known) => known,
             Err(error) => return failed(ctx, error),
         };
@@ -300,14 +315,16 @@ impl<N: Network> TransactionCoordinator<N> {
                     ctx.ended().unwrap_or(Ended::Deadline),
                 ));
             }
-            Err(RowError::Refused(why)) => return Attempted::Failed(KvError::Invalid(why)),
             Err(error) => {
                 // What it stumbled over may be rows of two moments (rule 2).
                 let Some(plan) = self.plan(attempt, rows, Bytes::new(), tries, None) else {
                     return Attempted::Conflict;
                 };
                 return match self.validate(ctx, &plan).await {
-                    Ok(true) => Attempted::Failed(KvError::Storage(error.to_string())),
+                    Ok(true) => Attempted::Failed(match error {
+                        RowError::Refused(why) => KvError::Invalid(why),
+                        error => KvError::Storage(error.to_string()),
+                    }),
                     Ok(false) => Attempted::Conflict,
                     Err(error) => failed(ctx, error),
                 };
@@ -335,12 +352,15 @@ impl<N: Network> TransactionCoordinator<N> {
             .unwrap_or(Attempted::Failed(KvError::Unknown(STOPPED)))
     }
 
-    /// Reads the rows that the operation's route names, all shards at once.
+    /// Reads the rows that the operation's route names, all shards at once. They may be old: locks
+    /// and validation compare the stamps of all that are versions. What a version covers is read
+    /// afterwards and proved, so it is not older than the version.
     async fn prefetch(
         &self,
         ctx: &Context,
         attempt: AttemptId,
         operation: &dyn Operation,
+        tries: u32,
     ) -> Result<HashMap<Bytes, Option<(Bytes, Timestamp)>>, KvError> {
         let Route::Keys(keys) = operation.route() else {
             return Ok(HashMap::new());
@@ -354,7 +374,11 @@ impl<N: Network> TransactionCoordinator<N> {
             }
         }
         let reads = shards.into_values().map(|keys| async move {
-            let read = Step::Read(ReadRows { keys: keys.clone() });
+            let read = Step::Read(ReadRows {
+                // After a conflict the newest.
+                rechecked: tries == 0 && keys.iter().all(|key| operation.is_version(key)),
+                keys: keys.clone(),
+            });
             let rows = self.rows(ctx, attempt, &keys[0], read).await?;
             Ok::<_, KvError>(keys.into_iter().zip(rows.rows))
         });
@@ -482,7 +506,13 @@ impl<N: Network> TransactionCoordinator<N> {
         ask: Ask,
     ) -> Result<RowsRead, RowError> {
         let (key, step) = match ask {
-            Ask::Read(key) => (key.clone(), Step::Read(ReadRows { keys: vec![key] })),
+            Ask::Read(key) => (
+                key.clone(),
+                Step::Read(ReadRows {
+                    keys: vec![key],
+                    rechecked: false,
+                }),
+            ),
             Ask::Scan {
                 range,
                 order,
@@ -848,6 +878,7 @@ impl<N: Network> TransactionCoordinator<N> {
             }
             // Rule 5: only when every participant has confirmed.
             if gone.into_iter().all(|gone| gone) {
+                coordinator.until_forgetting().await;
                 coordinator
                     .until_gone(&ctx, attempt, &primary.key, Step::Forget(true))
                     .await;
@@ -855,6 +886,16 @@ impl<N: Network> TransactionCoordinator<N> {
             }
             drop(open);
         }
+    }
+
+    /// Waits for the next time at which commit records are forgotten.
+    async fn until_forgetting(&self) {
+        if self.forgetting.is_zero() {
+            return;
+        }
+        let passed = self.began.elapsed().as_nanos() % self.forgetting.as_nanos();
+        let passed = Duration::from_nanos(u64::try_from(passed).unwrap_or(0));
+        tokio::time::sleep(self.forgetting - passed).await;
     }
 
     /// Finds out what became of an attempt whose *decide* was not answered, and finishes it.

@@ -37,7 +37,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub(crate) use coordinate::{Network, TransactionCoordinator};
+pub(crate) use coordinate::{FORGETTING, Network, TransactionCoordinator};
 pub(crate) use execute::execute;
 pub(crate) use resolve::Doubt;
 pub use resolve::Doubts;

@@ -144,6 +144,10 @@ impl Operation for TransactionOperation {
         })))
     }
 
+    fn is_rechecked(&self) -> bool {
+        matches!(&self.step.step, Some(Step::Read(read)) if read.rechecked)
+    }
+
     fn transaction(&self) -> Option<&TransactionOperation> {
         Some(self)
     }

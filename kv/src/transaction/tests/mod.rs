@@ -281,6 +281,15 @@ impl Cluster {
         self: &Arc<Self>,
         rule: impl FnMut(&'static str, usize) -> Fate + Send + 'static,
     ) -> Arc<TransactionCoordinator<TestNetwork>> {
+        self.forgetting(Duration::ZERO, rule)
+    }
+
+    /// With commit records that are forgotten so often.
+    fn forgetting(
+        self: &Arc<Self>,
+        forgetting: Duration,
+        rule: impl FnMut(&'static str, usize) -> Fate + Send + 'static,
+    ) -> Arc<TransactionCoordinator<TestNetwork>> {
         let network = TestNetwork {
             cluster: Arc::clone(self),
             rule: Arc::new(Mutex::new(Box::new(rule))),
@@ -291,6 +300,7 @@ impl Cluster {
             network,
             Arc::clone(&self.hlc),
             CoordinatorMetrics::default(),
+            forgetting,
         )
     }
 
@@ -309,6 +319,7 @@ impl Cluster {
             network,
             Arc::clone(&self.hlc),
             CoordinatorMetrics::default(),
+            Duration::ZERO,
         )
     }
 

@@ -14,7 +14,7 @@ use crate::transaction::AttemptId;
 use crate::transaction::steps::{TransactionOperation, decode};
 use crate::wire::transaction_reply::Reply as StepReply;
 use crate::wire::transaction_step::Step;
-use crate::wire::{Decide, LockRows, Participant, RowChange, row_change::Change};
+use crate::wire::{Decide, LockRows, Participant, ReadRows, RowChange, row_change::Change};
 use crate::{Access, KvError, RequestId};
 
 const TTL: Duration = Duration::from_millis(60);
@@ -104,6 +104,48 @@ async fn rule_1_what_was_read_and_not_locked_is_compared_after_the_last_lock() {
         }
     }
     assert!(matches!(running.await.unwrap(), Attempted::Conflict));
+}
+
+/// Else a lock could be granted on the stamp of a write that another leader never saw.
+#[tokio::test]
+async fn rule_1_what_is_compared_later_is_read_without_a_proof_and_not_before_it_is_applied() {
+    let cluster = Cluster::new(TTL).await;
+    let x = key(0, "x");
+    let engine = &cluster.shards[0].engine;
+    let read = |rechecked| {
+        let keys = vec![x.clone()];
+        let step = Step::Read(ReadRows { keys, rechecked });
+        let step = TransactionOperation::new(attempt(1), 1, x.clone(), step);
+        cluster.submit(0, &ctx(), step)
+    };
+    let value = |reply: Bytes| match decode(reply) {
+        Some(StepReply::Rows(rows)) => rows.rows[0].value.clone(),
+        other => panic!("{other:?}"),
+    };
+
+    engine.hold_verify();
+    let mut proven = read(false);
+    assert_eq!(value(read(true).await.unwrap()), None);
+    assert!(futures::poll!(&mut proven).is_pending());
+    engine.open_verify();
+    assert_eq!(value(proven.await.unwrap()), None);
+
+    engine.hold();
+    let write = cluster.submit(0, &ctx(), set_all(&[x.clone()], 9));
+    while engine.held() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut uncommitted = read(true);
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(futures::poll!(&mut uncommitted).is_pending());
+    }
+    engine.open();
+    assert_eq!(
+        value(uncommitted.await.unwrap()),
+        Some(Bytes::from_static(b"9"))
+    );
+    write.await.unwrap();
 }
 
 #[tokio::test]
@@ -257,6 +299,35 @@ async fn rule_5_a_commit_record_stays_until_every_lock_is_gone() {
         other.resolve_one(doubt).await;
     }
     assert_eq!(cluster.values(&keys()).await, [4, 4]);
+}
+
+#[tokio::test]
+async fn rule_5_commit_records_whose_locks_are_gone_are_forgotten_together() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let forgotten = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&forgotten);
+    let coordinator = cluster.forgetting(Duration::from_secs(1), move |step, _| {
+        count.fetch_add(usize::from(step == "TXN.FORGET"), Ordering::SeqCst);
+        Fate::Deliver
+    });
+    let began = Instant::now();
+    for value in 1..=5 {
+        let write = set_all(&keys(), value);
+        Arc::clone(&coordinator)
+            .run(ctx(), write, None)
+            .await
+            .unwrap();
+    }
+    while cluster.left().0 > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // On a machine that is too slow for it there is nothing to be seen.
+    if began.elapsed() < Duration::from_millis(900) {
+        assert_eq!(cluster.left(), (0, 5));
+        assert_eq!(forgotten.load(Ordering::SeqCst), 0);
+    }
+    until_clean(&cluster).await;
+    assert_eq!(forgotten.load(Ordering::SeqCst), 5);
 }
 
 #[tokio::test]

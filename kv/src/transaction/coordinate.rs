@@ -4,7 +4,8 @@
 //! 1. From the first *lock* on an attempt is a task of its own, owned by the coordinator: a caller
 //!    that leaves does not leave it half done.
 //! 2. *Decide* is sent only when every lock is granted and what is not locked was validated
-//!    afterwards. An attempt for which it was never sent is aborted, whatever becomes of its locks.
+//!    afterwards, or is compared by the deciding shard itself. An attempt for which it was never sent
+//!    is aborted, whatever becomes of its locks.
 //! 3. Once *decide* was sent, only its answer says what happened. It is repeated until one comes.
 //! 4. An id stays open until nothing is sent for it any more.
 
@@ -43,7 +44,7 @@ use crate::{
 };
 
 /// After so many failed attempts a transaction locks what it reads too, shard by shard in key order.
-const OPTIMISTIC: u32 = 3;
+pub(super) const OPTIMISTIC: u32 = 3;
 
 /// The pause before another attempt: from the first, doubling to the longest, with jitter.
 const FIRST_PAUSE: Duration = Duration::from_micros(500);
@@ -124,14 +125,25 @@ struct Unsettled {
 #[derive(Debug)]
 struct Plan {
     attempt: AttemptId,
-    /// By the start of the shard: a lock for each shard to be changed, in key order. The first one
-    /// is the primary.
+    /// By a row key: a lock for each shard to be changed, in key order. Unless there is a `decider`
+    /// the first one decides.
     locks: Vec<(Bytes, LockRows)>,
+    /// The shard that decides, if it needs no lock for that.
+    decider: Option<Decider>,
     validations: Vec<(Bytes, ValidateRows)>,
     reply: Bytes,
     changes: bool,
     in_order: bool,
     once: Option<RequestId>,
+}
+
+/// A shard that compares, changes and decides in one step. It may where nothing is validated
+/// elsewhere: what was read is then either locked or compared in that very step.
+#[derive(Debug)]
+struct Decider {
+    key: Bytes,
+    here: LockRows,
+    read: ValidateRows,
 }
 
 /// How an attempt ended.
@@ -333,7 +345,7 @@ impl<N: Network> TransactionCoordinator<N> {
         let Some(plan) = self.plan(attempt, rows, reply, tries, once) else {
             return Attempted::Conflict;
         };
-        if plan.locks.is_empty() {
+        if plan.locks.is_empty() && plan.decider.is_none() {
             return match self.validate(ctx, &plan).await {
                 Ok(true) => Attempted::Done(plan.reply),
                 Ok(false) => Attempted::Conflict,
@@ -596,6 +608,10 @@ impl<N: Network> TransactionCoordinator<N> {
                 lock.wakes.push(key);
             }
         }
+        let first = locks.keys().next().cloned();
+        let read_elsewhere = validations
+            .keys()
+            .any(|shard| Some(shard) != first.as_ref());
         let mut locks: Vec<(Bytes, LockRows)> = locks
             .into_values()
             .map(|lock| {
@@ -610,9 +626,20 @@ impl<N: Network> TransactionCoordinator<N> {
                 lock.primary = primary.clone();
             }
         }
+        let mut decider = None;
+        if changes && !in_order && !read_elsewhere {
+            let (key, here) = locks.remove(0);
+            let read = validations.pop_first().map(|(_, (_, read))| read);
+            decider = Some(Decider {
+                key,
+                here,
+                read: read.unwrap_or_default(),
+            });
+        }
         Some(Plan {
             attempt,
             locks,
+            decider,
             validations: validations.into_values().collect(),
             reply,
             changes,
@@ -631,7 +658,7 @@ impl<N: Network> TransactionCoordinator<N> {
         if self.dies(Point::Locked) {
             return Attempted::Failed(KvError::Unknown(STOPPED));
         }
-        let participants = match locked {
+        let mut participants = match locked {
             Locked::All(participants) => participants,
             Locked::Not { taken, why } => {
                 self.release(ctx, plan.attempt, taken, open);
@@ -650,35 +677,37 @@ impl<N: Network> TransactionCoordinator<N> {
         if self.dies(Point::Validated) {
             return Attempted::Failed(KvError::Unknown(STOPPED));
         }
-        let taken = || {
-            participants
-                .iter()
-                .map(|p| (p.key.clone(), p.stamp))
-                .collect()
-        };
         match valid {
             Ok(true) => {}
             Ok(false) => {
-                self.release(ctx, plan.attempt, taken(), open);
+                self.release(ctx, plan.attempt, taken(&participants), open);
                 return Attempted::Conflict;
             }
             Err(error) => {
-                self.release(ctx, plan.attempt, taken(), open);
+                self.release(ctx, plan.attempt, taken(&participants), open);
                 return failed(ctx, error);
             }
         }
         if !plan.changes {
             // A read that locked what it read.
-            self.release(ctx, plan.attempt, taken(), open);
+            self.release(ctx, plan.attempt, taken(&participants), open);
             return Attempted::Done(plan.reply);
         }
 
-        // The commit point: past this line only the answer says what became of the attempt.
+        let (mut here, mut read) = (None, None);
+        if let Some(decider) = plan.decider {
+            let key = decider.key;
+            participants.insert(0, Participant { key, stamp: 0 });
+            (here, read) = (Some(decider.here), Some(decider.read));
+        }
         let primary = participants[0].key.clone();
         let decision = Decide {
             stamp: participants[0].stamp,
             participants,
+            here,
+            read,
         };
+        // The commit point: past this line only the answer says what became of the attempt.
         let decided = self.decide(ctx, plan.attempt, &primary, &decision).await;
         if self.dies(Point::Decided) {
             return Attempted::Failed(KvError::Unknown(STOPPED));
@@ -691,15 +720,12 @@ impl<N: Network> TransactionCoordinator<N> {
                 Attempted::Done(plan.reply)
             }
             Ok(false) => {
-                let taken = decision.participants.iter();
-                let taken = taken.map(|p| (p.key.clone(), p.stamp)).collect();
-                self.release(ctx, plan.attempt, taken, open);
+                self.release(ctx, plan.attempt, taken(&decision.participants), open);
                 Attempted::Conflict
             }
             Err(error) if error.outcome() == Outcome::NotApplied => {
-                let taken = decision.participants.iter();
-                let taken = taken.map(|p| (p.key.clone(), p.stamp)).collect();
-                self.release(ctx, plan.attempt, taken, open);
+                self.tasks
+                    .spawn(self.give_up(ctx, plan.attempt, primary, decision, open.again()));
                 failed(ctx, error)
             }
             Err(error) => {
@@ -920,12 +946,49 @@ impl<N: Network> TransactionCoordinator<N> {
                         .await;
                 }
                 Ok(false) => {
-                    let taken = decision.participants.iter();
-                    let taken = taken.map(|p| (p.key.clone(), p.stamp)).collect();
+                    let taken = taken(&decision.participants);
                     coordinator.release(&after, attempt, taken, &open);
                 }
                 // Its locks are resolved by whoever meets them.
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Aborts an attempt whose *decide* was refused unread, and removes its locks after that: a copy
+    /// of the message that is still on its way must not commit what is half gone.
+    fn give_up(
+        self: &Arc<Self>,
+        ctx: &Context,
+        attempt: AttemptId,
+        primary: Bytes,
+        decision: Decide,
+        open: OpenAttempt<N>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        // Detached: the caller tries again or has its answer, and the locks are in others' way.
+        let after = ctx.detach(AFTERWARDS);
+        let coordinator = Arc::clone(self);
+        async move {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                let abort = Step::Abort(true);
+                match coordinator.step(&after, attempt, &primary, abort).await {
+                    Ok(StepReply::Committed(_)) => {
+                        return coordinator
+                            .roll_forward(&after, attempt, decision, open)
+                            .await;
+                    }
+                    Ok(_) => {
+                        let taken = taken(&decision.participants);
+                        return coordinator.release(&after, attempt, taken, &open);
+                    }
+                    Err(_) => {}
+                }
+                if after.run(tokio::time::sleep(pause)).await.is_err() {
+                    // Its locks are resolved by whoever meets them.
+                    return;
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
     }
@@ -1019,6 +1082,14 @@ enum Locked {
         taken: Vec<(Bytes, u64)>,
         why: Option<KvError>,
     },
+}
+
+/// The locks among `participants`, with their stamps.
+fn taken(participants: &[Participant]) -> Vec<(Bytes, u64)> {
+    let locks = participants
+        .iter()
+        .filter(|participant| participant.stamp != 0);
+    locks.map(|lock| (lock.key.clone(), lock.stamp)).collect()
 }
 
 /// An attempt for which nothing was decided failed: nothing is applied.

@@ -13,7 +13,9 @@ use crate::executor::transactions::{StepRows, Stepped, Transactions};
 use crate::wire::row_change::Change;
 use crate::wire::transaction_reply::Reply;
 use crate::wire::transaction_step::Step;
-use crate::wire::{CommitRecord, Decide, LockRecord, LockRows, SeenRange, ValidateRows};
+use crate::wire::{
+    CommitRecord, Decide, LockRecord, LockRows, RowChange, RowRange, SeenRange, ValidateRows,
+};
 use crate::{KvError, RowError, Timestamp};
 
 /// Abort records that are worth a mark.
@@ -29,11 +31,11 @@ pub(crate) fn execute(
     step: &Step,
     now: Instant,
 ) -> Stepped {
+    if let Step::Lock(_) | Step::Decide(_) = step {
+        forget_aborted(transactions, id.session, lowest_open);
+    }
     let stepped = match step {
-        Step::Lock(request) => {
-            forget_aborted(transactions, id.session, lowest_open);
-            lock(transactions, rows, id, request, now)
-        }
+        Step::Lock(request) => lock(transactions, rows, id, request, now),
         Step::Validate(seen) => validate(transactions, rows, id, seen),
         Step::Decide(decision) => decide(transactions, rows, id, decision),
         Step::RollForward(stamp) => roll_forward(transactions, rows, id, *stamp),
@@ -55,8 +57,25 @@ fn looked(reply: Reply) -> Result<Stepped, RowError> {
     Ok(Stepped::Looked(encode(reply)))
 }
 
-fn conflict(key: &Bytes) -> Result<Stepped, RowError> {
-    looked(Reply::Conflict(key.clone()))
+/// Why an attempt cannot have what it wants here.
+enum Obstacle {
+    /// Something is not as it was seen, or locked by another.
+    Conflict(Bytes),
+    /// The shard does not own it.
+    Elsewhere,
+}
+
+impl Obstacle {
+    fn answer(self) -> Result<Stepped, RowError> {
+        match self {
+            Obstacle::Conflict(key) => looked(Reply::Conflict(key)),
+            Obstacle::Elsewhere => Ok(Stepped::Failed(KvError::NoLeader { leader: None })),
+        }
+    }
+}
+
+fn conflict(key: &Bytes) -> Result<Option<Obstacle>, RowError> {
+    Ok(Some(Obstacle::Conflict(key.clone())))
 }
 
 /// Grants the lock if what the attempt saw is still so and nobody else has locked any of it.
@@ -74,6 +93,31 @@ fn lock(
     if let Some(held) = transactions.table.record(id) {
         return looked(Reply::Granted(held.stamp));
     }
+    if let Some(obstacle) = obstacle(transactions, rows, request)? {
+        return obstacle.answer();
+    }
+    let record = Arc::new(LockRecord {
+        format: format(),
+        primary: request.primary.clone(),
+        stamp: rows.hlc.next().0,
+        changes: request.changes.clone(),
+        deleted: request.deleted.clone(),
+        wakes: request.wakes.clone(),
+    });
+    transactions.put(attempt_name(LOCK, id), record.to_row());
+    let stamp = record.stamp;
+    transactions.table.lock(id, record);
+    transactions.locked(id, now);
+    Ok(Stepped::Changed(encode(Reply::Granted(stamp))))
+}
+
+/// What keeps an attempt from changing what `request` names: nothing if all of it is as it was seen
+/// and nobody has locked any of it.
+fn obstacle(
+    transactions: &Transactions,
+    rows: &mut StepRows<'_>,
+    request: &LockRows,
+) -> Result<Option<Obstacle>, RowError> {
     let mut bytes = 0;
     for row in &request.changes {
         bytes += row.key.len()
@@ -82,7 +126,7 @@ fn lock(
                 _ => 32,
             };
         if !rows.owns(&row.key) {
-            return Ok(Stepped::Failed(KvError::NoLeader { leader: None }));
+            return Ok(Some(Obstacle::Elsewhere));
         }
         if row.key.len() > super::rows::KEY_BYTES {
             return Err(RowError::Refused(
@@ -100,7 +144,7 @@ fn lock(
     for range in &request.deleted {
         let deleted = range.start.clone()..range.end.clone();
         if deleted.start < rows.owned.start || deleted.end > rows.owned.end {
-            return Ok(Stepped::Failed(KvError::NoLeader { leader: None }));
+            return Ok(Some(Obstacle::Elsewhere));
         }
         if transactions.table.blocks_range(&deleted).is_some() {
             return conflict(&range.start);
@@ -119,19 +163,7 @@ fn lock(
             return conflict(&seen.key);
         }
     }
-    let record = Arc::new(LockRecord {
-        format: format(),
-        primary: request.primary.clone(),
-        stamp: rows.hlc.next().0,
-        changes: request.changes.clone(),
-        deleted: request.deleted.clone(),
-        wakes: request.wakes.clone(),
-    });
-    transactions.put(attempt_name(LOCK, id), record.to_row());
-    let stamp = record.stamp;
-    transactions.table.lock(id, record);
-    transactions.locked(id, now);
-    Ok(Stepped::Changed(encode(Reply::Granted(stamp))))
+    Ok(None)
 }
 
 /// Whether what was seen is still so, and not locked by another (rule 1).
@@ -141,9 +173,21 @@ fn validate(
     id: AttemptId,
     seen: &ValidateRows,
 ) -> Result<Stepped, RowError> {
+    match changed(transactions, rows, id, seen)? {
+        Some(obstacle) => obstacle.answer(),
+        None => looked(Reply::Valid(true)),
+    }
+}
+
+fn changed(
+    transactions: &Transactions,
+    rows: &mut StepRows<'_>,
+    id: AttemptId,
+    seen: &ValidateRows,
+) -> Result<Option<Obstacle>, RowError> {
     for row in &seen.rows {
         if !rows.owns(&row.key) {
-            return Ok(Stepped::Failed(KvError::NoLeader { leader: None }));
+            return Ok(Some(Obstacle::Elsewhere));
         }
         if transactions.table.blocks_other(id, &row.key).is_some() {
             return conflict(&row.key);
@@ -155,7 +199,7 @@ fn validate(
     for range in &seen.ranges {
         let all = range.start.clone()..range.end.clone();
         if !rows.owns(&all.start) {
-            return Ok(Stepped::Failed(KvError::NoLeader { leader: None }));
+            return Ok(Some(Obstacle::Elsewhere));
         }
         if transactions.table.blocks_range(&all).is_some() {
             return conflict(&range.start);
@@ -166,10 +210,11 @@ fn validate(
             return conflict(&range.start);
         }
     }
-    looked(Reply::Valid(true))
+    Ok(None)
 }
 
-/// The commit point: writes the commit record if the attempt's lock here is as it was granted.
+/// The commit point: writes the commit record, and makes the changes of this shard, if the attempt's
+/// lock here is as it was granted or, without one, if everything here is as it was seen.
 fn decide(
     transactions: &mut Transactions,
     rows: &mut StepRows<'_>,
@@ -179,12 +224,28 @@ fn decide(
     if let Some(record) = transactions.table.commits.get(&id) {
         return looked(Reply::Committed(CommitRecord::clone(record)));
     }
-    let held = transactions.table.record(id).map(|lock| lock.stamp);
-    if transactions.table.is_over(id) || held != Some(decision.stamp) {
+    if transactions.table.is_over(id) {
         return looked(Reply::Aborted(true));
     }
-    // May fail on storage, and then has changed nothing.
-    apply_lock(transactions, rows, id)?;
+    // Either may fail on storage, and then has changed nothing.
+    if let Some(here) = &decision.here {
+        let mut obstacle = obstacle(transactions, rows, here)?;
+        if let (None, Some(read)) = (&obstacle, &decision.read) {
+            obstacle = changed(transactions, rows, id, read)?;
+        }
+        match obstacle {
+            None => change(rows, &here.changes, &here.deleted, &here.wakes)?,
+            // A copy of this message may find the way free, when the other locks are gone.
+            Some(Obstacle::Conflict(_)) => return Ok(abort(transactions, id)),
+            Some(elsewhere) => return elsewhere.answer(),
+        }
+    } else {
+        let held = transactions.table.record(id).map(|lock| lock.stamp);
+        if held != Some(decision.stamp) {
+            return looked(Reply::Aborted(true));
+        }
+        apply_lock(transactions, rows, id)?;
+    }
     let record = Arc::new(CommitRecord {
         format: format(),
         participants: decision.participants.clone(),
@@ -217,15 +278,25 @@ fn apply_lock(
     rows: &mut StepRows<'_>,
     id: AttemptId,
 ) -> Result<(), RowError> {
-    let Some(record) = transactions.table.record(id).cloned() else {
-        return Ok(());
-    };
+    if let Some(lock) = transactions.table.record(id).cloned() {
+        change(rows, &lock.changes, &lock.deleted, &lock.wakes)?;
+        unlock(transactions, id);
+    }
+    Ok(())
+}
+
+/// Makes changes, after the deletions. Changes nothing when it fails.
+fn change(
+    rows: &mut StepRows<'_>,
+    changes: &[RowChange],
+    deleted: &[RowRange],
+    wakes: &[Bytes],
+) -> Result<(), RowError> {
     // What has to be read is read first: a failure must leave no effect.
     let mut sums = Vec::new();
-    for row in &record.changes {
+    for row in changes {
         if let Some(Change::Add(delta)) = row.change {
-            let over = record
-                .deleted
+            let over = deleted
                 .iter()
                 .any(|range| range.start <= row.key && row.key < range.end);
             let now = if over { None } else { rows.value(&row.key)? };
@@ -234,11 +305,11 @@ fn apply_lock(
     }
     let mut sums = sums.into_iter();
     let stamp = rows.begin();
-    for range in &record.deleted {
+    for range in deleted {
         rows.overlay
             .delete_range(range.start.clone()..range.end.clone());
     }
-    for row in &record.changes {
+    for row in changes {
         let key = row.key.clone();
         match &row.change {
             Some(Change::Put(value)) => rows.overlay.put(key, value.clone(), stamp),
@@ -251,8 +322,7 @@ fn apply_lock(
             Some(Change::Keep(_)) | None => {}
         }
     }
-    rows.wakes.extend(record.wakes.iter().cloned());
-    unlock(transactions, id);
+    rows.wakes.extend(wakes.iter().cloned());
     Ok(())
 }
 
@@ -310,10 +380,15 @@ fn forget_aborted(transactions: &mut Transactions, session: u128, mark: u64) {
 /// Every lock that the commit record lists is gone.
 fn forget(transactions: &mut Transactions, id: AttemptId) -> Stepped {
     let reply = encode(Reply::Gone(true));
-    if transactions.table.commits.remove(&id).is_none() {
+    let Some(record) = transactions.table.commits.remove(&id) else {
         return Stepped::Looked(reply);
-    }
+    };
     transactions.delete(attempt_name(COMMIT, id));
+    if !record.had_lock() {
+        // No lock that is gone would refuse a late copy of the decision.
+        transactions.put(attempt_name(ABORT, id), Bytes::new());
+        transactions.table.abort(id);
+    }
     Stepped::Changed(reply)
 }
 

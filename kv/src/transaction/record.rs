@@ -96,6 +96,13 @@ impl LockRecord {
 }
 
 impl CommitRecord {
+    /// Whether the deciding shard held a lock until it decided.
+    pub(super) fn had_lock(&self) -> bool {
+        self.participants
+            .first()
+            .is_some_and(|first| first.stamp != 0)
+    }
+
     pub(super) fn to_row(&self) -> Bytes {
         debug_assert_eq!(self.format, FORMAT);
         self.encode_to_vec().into()

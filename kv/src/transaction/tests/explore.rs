@@ -13,8 +13,9 @@ use bytes::Bytes;
 use leadline_raft::Context;
 
 use super::super::coordinate::Attempted;
-use super::{Cluster, Gate, Gated, TestNetwork, follow, key, set_all, shard_of};
-use crate::transaction::coordinate::TransactionCoordinator;
+use super::{Cluster, Gate, Gated, TestNetwork, follow, key, put, script, set_all, shard_of};
+use crate::Access;
+use crate::transaction::coordinate::{OPTIMISTIC, TransactionCoordinator};
 
 /// Choices of one run, and how many there were at each.
 #[derive(Default)]
@@ -53,6 +54,8 @@ struct Faults {
     crashes: usize,
     twice: usize,
     elections: usize,
+    /// Attempts before: after a few all that is touched is locked, at the deciding shard too.
+    tries: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -106,7 +109,9 @@ async fn run(
         let coordinator = Arc::clone(coordinator);
         running.push(tokio::spawn(async move {
             let ctx = Context::with_timeout(Duration::from_secs(60));
-            coordinator.attempt(&ctx, &operation, None, 0).await
+            coordinator
+                .attempt(&ctx, &operation, None, faults.tries)
+                .await
         }));
     }
     // Both have read, from the same state: the most conflict there can be. Reads pass the gate.
@@ -251,6 +256,19 @@ fn both(keys: &[Bytes; 2]) -> [Arc<dyn crate::Operation>; 2] {
     [set_all(keys, 1), set_all(keys, 2)]
 }
 
+/// Both write both keys, whatever is there.
+fn both_unseen(keys: &[Bytes; 2]) -> [Arc<dyn crate::Operation>; 2] {
+    [1, 2].map(|value| {
+        let written = keys.clone();
+        script(keys, Access::Write, move |rows| {
+            for key in &written {
+                put(rows, key, value);
+            }
+            Ok(Bytes::from_static(b"+OK"))
+        })
+    })
+}
+
 /// All of one transaction or nothing.
 fn whole(ended: &Ended) -> Result<(), String> {
     let [x, y] = ended.values[..] else {
@@ -278,6 +296,7 @@ async fn two_transactions_that_read_what_the_other_writes_are_serial_whoever_cra
         crashes: 2,
         twice: 0,
         elections: 0,
+        tries: 0,
     };
     let (runs, broken) = explore(skewed, faults, true, serial).await;
     assert_eq!(broken, None, "after {runs} runs");
@@ -291,6 +310,7 @@ async fn a_message_that_arrives_twice_leaves_transactions_serial() {
         crashes: 0,
         twice: 1,
         elections: 0,
+        tries: 0,
     };
     let (runs, broken) = explore(skewed, faults, true, serial).await;
     assert_eq!(broken, None, "after {runs} runs");
@@ -300,15 +320,35 @@ async fn a_message_that_arrives_twice_leaves_transactions_serial() {
 
 #[tokio::test]
 async fn two_transactions_that_write_both_shards_are_whole_in_every_order() {
-    let faults = Faults {
-        crashes: 1,
-        twice: 0,
-        elections: 0,
-    };
-    let (runs, broken) = explore(both, faults, true, whole).await;
-    assert_eq!(broken, None, "after {runs} runs");
-    println!("{runs} runs");
-    assert!(runs > 500, "{runs} runs");
+    for (crashes, twice, elections, tries) in [(2, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, OPTIMISTIC)] {
+        let faults = Faults {
+            crashes,
+            twice,
+            elections,
+            tries,
+        };
+        let (runs, broken) = explore(both, faults, true, whole).await;
+        assert_eq!(broken, None, "after {runs} runs");
+        println!("{runs} runs");
+        assert!(runs > 100, "{runs} runs");
+    }
+}
+
+/// Nothing that was seen gives a copy of a decision away: only what the shard remembers does.
+#[tokio::test]
+async fn a_decision_that_arrives_twice_leaves_blind_transactions_whole() {
+    for elections in [0, 1] {
+        let faults = Faults {
+            crashes: 0,
+            twice: 1 - elections,
+            elections,
+            tries: 0,
+        };
+        let (runs, broken) = explore(both_unseen, faults, true, whole).await;
+        assert_eq!(broken, None, "after {runs} runs");
+        println!("{runs} runs");
+        assert!(runs > 100, "{runs} runs");
+    }
 }
 
 #[tokio::test]
@@ -317,6 +357,7 @@ async fn a_change_of_leader_at_any_step_leaves_transactions_serial_and_nothing_l
         crashes: 0,
         twice: 0,
         elections: 1,
+        tries: 0,
     };
     let (runs, broken) = explore(skewed, faults, true, serial).await;
     assert_eq!(broken, None, "after {runs} runs");
@@ -330,6 +371,7 @@ async fn without_the_validate_phase_the_explorer_finds_write_skew() {
         crashes: 0,
         twice: 0,
         elections: 0,
+        tries: 0,
     };
     let (_, broken) = explore(skewed, faults, false, serial).await;
     let found = broken.expect("an order that is not serial");

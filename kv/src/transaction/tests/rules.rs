@@ -14,7 +14,9 @@ use crate::transaction::AttemptId;
 use crate::transaction::steps::{TransactionOperation, decode};
 use crate::wire::transaction_reply::Reply as StepReply;
 use crate::wire::transaction_step::Step;
-use crate::wire::{Decide, LockRows, Participant, ReadRows, RowChange, row_change::Change};
+use crate::wire::{
+    Decide, LockRows, Participant, ReadRows, RowChange, SeenRow, ValidateRows, row_change::Change,
+};
 use crate::{Access, KvError, RequestId};
 
 const TTL: Duration = Duration::from_millis(60);
@@ -206,6 +208,8 @@ async fn rule_3_who_meets_a_lock_waits_for_its_end_and_holds_up_nobody_else() {
             key: x.clone(),
             stamp,
         }],
+        here: None,
+        read: None,
     };
     let decided = send(&cluster, 0, attempt(1), 1, &x, Step::Decide(decision)).await;
     assert!(matches!(decided, StepReply::Committed(_)));
@@ -245,6 +249,8 @@ async fn rule_4_late_and_doubled_messages_do_nothing() {
     let wrong = Step::Decide(Decide {
         stamp: stamp + 1,
         participants: Vec::new(),
+        here: None,
+        read: None,
     });
     let refused = send(&cluster, 0, attempt(1), 1, &x, wrong).await;
     assert!(matches!(refused, StepReply::Aborted(_)));
@@ -255,6 +261,8 @@ async fn rule_4_late_and_doubled_messages_do_nothing() {
     let decide = Step::Decide(Decide {
         stamp,
         participants: Vec::new(),
+        here: None,
+        read: None,
     });
     let late = send(&cluster, 0, attempt(1), 1, &x, decide).await;
     assert!(matches!(late, StepReply::Aborted(_)));
@@ -275,6 +283,102 @@ async fn rule_4_everything_sent_twice_is_as_if_sent_once() {
         assert_eq!(cluster.values(&keys()).await, [value, value]);
     }
     until_clean(&cluster).await;
+}
+
+/// A decision that compares and changes its own shard without a lock there.
+fn decide_here(primary: &Bytes, other: &Bytes, stamp: u64, seen: Option<u64>) -> Step {
+    let Step::Lock(mut here) = lock_of(primary, primary, "5") else {
+        unreachable!()
+    };
+    here.seen = vec![SeenRow {
+        key: primary.clone(),
+        stamp: seen,
+    }];
+    let participant = |key: &Bytes, stamp| Participant {
+        key: key.clone(),
+        stamp,
+    };
+    Step::Decide(Decide {
+        stamp: 0,
+        participants: vec![participant(primary, 0), participant(other, stamp)],
+        here: Some(here),
+        read: None,
+    })
+}
+
+#[tokio::test]
+async fn rule_4_a_decision_without_a_lock_is_done_once_however_often_and_late_it_comes() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let [x, y] = keys();
+    let granted = send(&cluster, 1, attempt(1), 1, &y, lock_of(&y, &x, "5")).await;
+    let StepReply::Granted(stamp) = granted else {
+        panic!("{granted:?}")
+    };
+    let decide = decide_here(&x, &y, stamp, None);
+    for _ in 0..2 {
+        let reply = send(&cluster, 0, attempt(1), 1, &x, decide.clone()).await;
+        assert!(matches!(reply, StepReply::Committed(_)), "{reply:?}");
+    }
+    send(&cluster, 1, attempt(1), 1, &y, Step::RollForward(stamp)).await;
+    send(&cluster, 0, attempt(1), 1, &x, Step::Forget(true)).await;
+    // As it was when the decision was made.
+    let delete = script(&[x.clone()], Access::Write, {
+        let x = x.clone();
+        move |rows| {
+            rows.delete(x.clone());
+            Ok(Bytes::new())
+        }
+    });
+    cluster.on_shard(0, delete).await.unwrap();
+    for elected in [false, true] {
+        if elected {
+            cluster.elect(0).await;
+        }
+        let late = send(&cluster, 0, attempt(1), 1, &x, decide.clone()).await;
+        assert!(matches!(late, StepReply::Aborted(_)), "{late:?}");
+        assert_eq!(cluster.values(&keys()).await, [0, 5]);
+    }
+}
+
+#[tokio::test]
+async fn rule_4_a_decision_that_was_refused_stays_refused() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let [x, y] = keys();
+    cluster.on_shard(0, set_all(&[x.clone()], 3)).await.unwrap();
+    let decide = decide_here(&x, &y, 1, None);
+    let refused = send(&cluster, 0, attempt(1), 1, &x, decide.clone()).await;
+    assert!(matches!(refused, StepReply::Aborted(_)), "{refused:?}");
+    // Met by another's lock, and nothing else.
+    send(&cluster, 0, attempt(2), 1, &x, lock_of(&x, &x, "7")).await;
+    let locked = decide_here(&key(0, "z"), &y, 1, None);
+    let Step::Decide(mut locked) = locked else {
+        unreachable!()
+    };
+    locked.read = Some(ValidateRows {
+        rows: vec![SeenRow {
+            key: x.clone(),
+            stamp: None,
+        }],
+        ranges: Vec::new(),
+    });
+    let locked = Step::Decide(locked);
+    let refused = send(&cluster, 0, attempt(3), 1, &x, locked.clone()).await;
+    assert!(matches!(refused, StepReply::Aborted(_)), "{refused:?}");
+    send(&cluster, 0, attempt(2), 1, &x, Step::Release(0)).await;
+    let delete = script(&[x.clone()], Access::Write, {
+        let x = x.clone();
+        move |rows| {
+            rows.delete(x.clone());
+            Ok(Bytes::new())
+        }
+    });
+    cluster.on_shard(0, delete).await.unwrap();
+    // Now they would find all as they saw it.
+    for (number, decide) in [(1, decide), (3, locked)] {
+        let late = send(&cluster, 0, attempt(number), 1, &x, decide).await;
+        assert!(matches!(late, StepReply::Aborted(_)), "{late:?}");
+    }
+    assert_eq!(cluster.values(&[x, key(0, "z")]).await, [0, 0]);
 }
 
 #[tokio::test]

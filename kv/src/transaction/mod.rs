@@ -9,7 +9,8 @@
 //! An operation over several shards is evaluated by its coordinator, over rows that it reads from
 //! the shards with their stamps ([`rows`]); what it changed is buffered. Each shard to be changed
 //! checks the stamps and replicates a *lock*: a row with the new values ([`record`]). The shard of
-//! the *primary* row decides. Each step is a command of the shard's executor ([`steps`]), and what
+//! the *primary* row decides, and needs no lock of its own where nothing is validated elsewhere: it
+//! compares, changes and decides at once. Each step is a command of the shard's executor ([`steps`]), and what
 //! it changes are rows: apply decides nothing.
 //!
 //! A transaction whose keys share a shard never comes here: it is one command there.
@@ -20,7 +21,8 @@
 //! 2. Read-only and failing operations validate too before they answer.
 //! 3. Nothing reads or writes beneath another's lock.
 //! 4. An attempt's id is never reused, a granted lock has a stamp, and only a lock with that id and
-//!    stamp is rolled forward or decided upon.
+//!    stamp is rolled forward or decided upon. A decision without a lock is made or refused once: a
+//!    record says so to every copy of it.
 //! 5. A commit record goes when every lock it lists is gone; an abort record only below its
 //!    session's mark. Never by age.
 //! 6. A new attempt begins only when the last is known aborted.

@@ -1,5 +1,9 @@
-"""aws-cli, s3cmd and rclone against one node: upload, large files, ranges, sync, list, delete."""
+"""boto3, aws-cli, s3cmd and rclone against one node: upload, large files, ranges, sync, list, delete.
 
+Names on the command line are the tools to run; without one, all.
+"""
+
+import concurrent.futures
 import filecmp
 import json
 import os
@@ -7,6 +11,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
+
+from boto3.s3.transfer import TransferConfig
 
 from harness import directory, main, one_node
 from s3_access import client, new_key
@@ -15,6 +22,7 @@ from s3_access import client, new_key
 FULL = os.environ.get("LEADLINE_S3_FULL") == "1"
 FILES = 10_000 if FULL else 300
 LARGE = (1 << 30) if FULL else (40 << 20)
+PATIENCE = 900 if FULL else 200
 
 
 def tool(name):
@@ -32,7 +40,7 @@ class Tool:
 
     def __call__(self, *arguments, check=True):
         command = [*self.command, *map(str, arguments)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE)
         if check and done.returncode != 0:
             raise AssertionError(f"{' '.join(command[:4])}: {done.stdout[-300:]}{done.stderr[-600:]}")
         return done
@@ -52,6 +60,39 @@ def same_trees(a, b):
     return not (compared.left_only or compared.right_only or compared.diff_files) and all(
         same_trees(os.path.join(a, name), os.path.join(b, name)) for name in compared.common_dirs
     )
+
+
+def boto(checks, node, key, tree, large):
+    home = directory()
+    s3 = client(node, key)
+    s3.create_bucket(Bucket="boto")
+    parts = TransferConfig(multipart_threshold=8 << 20, multipart_chunksize=16 << 20, max_concurrency=8)
+    s3.upload_file(str(large), "boto", "large", Config=parts)
+    head = s3.head_object(Bucket="boto", Key="large")
+    checks.that("boto3: it was uploaded in parts", head["ETag"].endswith(f'-{-(-LARGE // (16 << 20))}"'), head["ETag"])
+    s3.download_file("boto", "large", str(home / "large"), Config=parts)
+    checks.that("boto3: a large file there and back", filecmp.cmp(large, home / "large", shallow=False))
+    with open(large, "rb") as file:
+        for at in (0, (16 << 20) - 5, LARGE - 10):
+            file.seek(at)
+            got = s3.get_object(Bucket="boto", Key="large", Range=f"bytes={at}-{at + 9}")
+            checks.equal(f"boto3: a range at {at}", got["Body"].read(), file.read(10))
+    names = {str(path.relative_to(tree)): path for path in tree.rglob("*") if path.is_file()}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        put = lambda name: s3.put_object(Bucket="boto", Key=f"tree/{name}", Body=names[name].read_bytes())
+        list(pool.map(put, names))
+        get = lambda name: s3.get_object(Bucket="boto", Key=f"tree/{name}")["Body"].read() == names[name].read_bytes()
+        checks.equal("boto3: a tree there and back", list(pool.map(get, names)).count(True), FILES)
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket="boto", Prefix="tree/")
+    listed = {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])}
+    expected = {f"tree/{name}": path.stat().st_size for name, path in names.items()}
+    checks.that("boto3: all are listed with their sizes", listed == expected, len(listed))
+    left = ["large", *listed]
+    for at in range(0, len(left), 1000):
+        some = [{"Key": name} for name in left[at : at + 1000]]
+        errors = s3.delete_objects(Bucket="boto", Delete={"Objects": some, "Quiet": True}).get("Errors", [])
+        checks.equal(f"boto3: objects from {at} are deleted", errors, [])
+    s3.delete_bucket(Bucket="boto")
 
 
 def aws_cli(checks, node, key, tree, large):
@@ -136,6 +177,9 @@ def rclone_tool(checks, node, key, tree, large):
     checks.that("rclone: purge", "rclone" not in rclone("lsd", "l:").stdout)
 
 
+TOOLS = {"boto3": boto, "aws": aws_cli, "s3cmd": s3cmd_tool, "rclone": rclone_tool}
+
+
 def run(checks):
     node = one_node()
     key = new_key(node, "--admin")
@@ -144,14 +188,16 @@ def run(checks):
     with open(large, "wb") as out:
         for _ in range(LARGE >> 20):
             out.write(os.urandom(1 << 20))
-    for name, part in (("aws", aws_cli), ("s3cmd", s3cmd_tool), ("rclone", rclone_tool)):
-        if not tool(name):
+    for name in sys.argv[1:] or TOOLS:
+        if name != "boto3" and not tool(name):
             checks.that(f"{name} is installed", False)
             continue
+        began = time.monotonic()
         with checks.part(name, [node]):
-            part(checks, node, key, tree, large)
+            TOOLS[name](checks, node, key, tree, large)
+        print(f"      {name}: {time.monotonic() - began:.0f} s", flush=True)
     left = [bucket["Name"] for bucket in client(node, key).list_buckets()["Buckets"]]
     checks.equal("no bucket is left", left, [])
 
 
-main("s3_tools", 1500 if FULL else 230, run)
+main("s3_tools", 3600 if FULL else 230, run)

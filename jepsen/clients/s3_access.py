@@ -19,12 +19,12 @@ def new_key(node, *flags):
     return key["access_key"], key["secret_key"]
 
 
-def client(node, key, attempts=8):
-    """A boto3 client of one node."""
+def client(node, key, retries=8):
+    """A boto3 client of one node, which sends a request that failed up to `retries` times again."""
     config = Config(
         s3={"addressing_style": "path"},
         signature_version="s3v4",
-        retries={"max_attempts": attempts, "mode": "standard"},
+        retries={"max_attempts": retries, "mode": "standard"},
         connect_timeout=5,
         read_timeout=30,
         max_pool_connections=64,

@@ -146,7 +146,7 @@ class Writer(threading.Thread):
 def run(checks):
     nodes = three_nodes()
     key = new_key(nodes[0], "--admin")
-    clients = [client(node, key, attempts=4) for node in nodes]
+    clients = [client(node, key, retries=4) for node in nodes]
     clients[0].create_bucket(Bucket="faults")
     end = time.monotonic() + SECONDS
     locks = 12
@@ -154,7 +154,7 @@ def run(checks):
     killer = Killer(nodes)
     killer.start()
     # One that sends again by itself would be told of its own lock.
-    once = [client(node, key, attempts=1) for node in nodes]
+    once = [client(node, key, retries=0) for node in nodes]
     contenders = [Lock(once[number % 3], number, locks, won, maybe) for number in range(100)]
     writers = [Writer(clients, number, end) for number in range(4)]
     for thread in contenders + writers:

@@ -289,7 +289,7 @@ def damage(checks, engine, node, written):
 def hostile(checks):
     """Raw sockets that mean harm; another client must not notice, and memory must stay bounded."""
     node = one_node()
-    before = node.rss()
+    before = node.memory()
     slowest, stop, failures = [0.0], threading.Event(), []
 
     def neighbour():
@@ -342,7 +342,7 @@ def hostile(checks):
     # Sizes that are claimed and never sent: 200 times 512 MiB.
     claims = [Raw(node.redis).send(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$536870912\r\n" + b"x" * 1000) for _ in range(200)]
     time.sleep(0.5)
-    checks.that("200 claims of 512 MiB cost little", node.rss() - before < 128 << 20, f"{(node.rss() - before) >> 20} MiB")
+    checks.that("200 claims of 512 MiB cost little", node.memory() - before < 128 << 20, f"{(node.memory() - before) >> 20} MiB")
     [one.close() for one in claims]
 
     # Half a command, then gone.
@@ -364,7 +364,7 @@ def hostile(checks):
             pass
         silent.append(deaf)
     time.sleep(1.5)
-    grown = node.rss() - before
+    grown = node.memory() - before
     # Each may have 64 replies under way before the first shows how large they are.
     checks.that(f"4 clients that never read hold no more than 4 x 64 replies: {grown >> 20} MiB", grown < 400 << 20)
     [deaf.close() for deaf in silent]

@@ -160,13 +160,13 @@ class Node:
             return self.log_path.read_text(errors="replace")
         return ""
 
-    def rss(self):
-        """Bytes of memory that the process holds."""
+    def memory(self, what="VmRSS"):
+        """Bytes of memory that the process holds, or with `VmHWM` has held at the most."""
         with open(f"/proc/{self.process.pid}/status") as status:
             for line in status:
-                if line.startswith("VmRSS:"):
+                if line.startswith(f"{what}:"):
                     return int(line.split()[1]) * 1024
-        raise AssertionError("the process has no VmRSS")
+        raise AssertionError(f"the process has no {what}")
 
 
 def http_get(port, path, seconds=10):

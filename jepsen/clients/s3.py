@@ -3,11 +3,9 @@
 import base64
 import concurrent.futures
 import hashlib
-import http.client
 import io
 import json
 import os
-import time
 import urllib.error
 import urllib.request
 import zlib
@@ -293,45 +291,6 @@ def access(checks, node, s3, bucket):
     checks.equal("a wrong secret", code_of(forged.list_buckets), "SignatureDoesNotMatch")
 
 
-def slow_senders(checks, node, s3, bucket):
-    """64 at once that send slowly: bounded memory, and each is stored or told to slow down."""
-    size, step = 24 << 20, 1 << 20
-    outcomes, highest = [], [0]
-
-    def send(number):
-        url = s3.generate_presigned_url("put_object", Params={"Bucket": bucket, "Key": f"slow/{number}"}, ExpiresIn=300)
-        path = url.split(f":{node.s3}", 1)[1]
-        connection = http.client.HTTPConnection("127.0.0.1", node.s3, timeout=60)
-        try:
-            connection.putrequest("PUT", path)
-            connection.putheader("Content-Length", str(size))
-            connection.endheaders()
-            for _ in range(size // step):
-                connection.send(bytes([number]) * step)
-                highest[0] = max(highest[0], node.rss())
-                time.sleep(0.2)
-            answer = connection.getresponse()
-            return answer.status, answer.getheader("Retry-After")
-        except (BrokenPipeError, ConnectionResetError):
-            # Refused while it was sending: the answer may be lost with the connection.
-            return 503, "1"
-        finally:
-            connection.close()
-
-    with concurrent.futures.ThreadPoolExecutor(64) as pool:
-        outcomes = list(pool.map(send, range(64)))
-    stored = [number for number, (status, _) in enumerate(outcomes) if status == 200]
-    told = all(status == 200 or (status == 503 and wait) for status, wait in outcomes)
-    checks.that(f"64 slow senders: {len(stored)} are stored, the rest told to slow down", told and stored, outcomes)
-    checks.that("in bounded memory", highest[0] < 512 << 20, highest)
-    listed = s3.list_objects_v2(Bucket=bucket, Prefix="slow/").get("Contents", [])
-    whole = {item["Key"]: item["Size"] for item in listed}
-    checks.equal("what was stored is whole", whole, {f"slow/{number}": size for number in stored})
-    status, _, text = node.get("/metrics")
-    running = [line for line in text.splitlines() if line.startswith("leadline_s3_requests_running")]
-    checks.that("nobody is left running", status == 200 and running[0].endswith(" 0"), running)
-
-
 def one(checks):
     node = one_node()
     key = new_key(node, "--admin")
@@ -356,7 +315,6 @@ def one(checks):
         ("buckets", lambda: buckets(checks, s3, anonymous, "bucket")),
         ("presigned", lambda: presigned(checks, s3, "bucket")),
         ("access", lambda: access(checks, node, s3, "bucket")),
-        ("slow senders", lambda: slow_senders(checks, node, s3, "bucket")),
     ):
         with checks.part(name, [node]):
             part()

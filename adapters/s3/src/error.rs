@@ -74,9 +74,14 @@ pub(crate) fn of_ended(ended: Ended) -> S3Error {
     }
 }
 
-/// 503 at once: a budget is spent.
+/// 503 at once: a budget is spent. The body, if there is one, is not read, so the connection is of
+/// no more use, and says so.
 pub(crate) fn slow_down(what: &str, retry_after_ms: u64) -> S3Error {
-    retryable(S3ErrorCode::SlowDown, what.to_owned(), retry_after_ms)
+    let mut error = retryable(S3ErrorCode::SlowDown, what.to_owned(), retry_after_ms);
+    let mut headers = error.headers().cloned().unwrap_or_default();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    error.set_headers(headers);
+    error
 }
 
 /// What a version is called in headers of an error about it.

@@ -67,7 +67,15 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// Bytes of bodies that a node holds at once.
+/// What asks for so few bytes may take the last of a budget.
+const SMALL: usize = 64 << 10;
+
+/// The part of a budget that only the small may take.
+const KEPT_FOR_SMALL: usize = 16;
+
+/// Bytes of bodies that a node holds at once. Large ones hold theirs for as long as their senders
+/// are slow, so they leave a sixteenth to the small: a row's worth is not refused for hours because
+/// of uploads that take hours.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: usize,
@@ -89,7 +97,12 @@ impl Budget {
             budget: Arc::clone(self),
             bytes,
         });
-        if held.saturating_add(bytes) > self.most {
+        let kept = if bytes > SMALL {
+            self.most / KEPT_FOR_SMALL
+        } else {
+            0
+        };
+        if held.saturating_add(bytes) > self.most - kept {
             return Err(Busy {
                 retry_after_ms: RETRY_AFTER_MS,
             });
@@ -157,5 +170,16 @@ mod tests {
         drop(disk_work);
         assert_eq!(budget.held(), 0);
         assert!(budget.try_reserve(100).is_ok());
+    }
+
+    #[test]
+    fn large_bodies_leave_room_for_small_ones() {
+        let budget = Budget::new(16 * SMALL * 4);
+        let large: Vec<_> = std::iter::from_fn(|| budget.try_reserve(2 * SMALL).ok()).collect();
+        assert_eq!(large.len(), 30, "the last sixteenth is kept");
+        let small: Vec<_> = std::iter::from_fn(|| budget.try_reserve(SMALL).ok()).collect();
+        assert_eq!(small.len(), 4, "and bounded");
+        drop(small);
+        assert!(budget.try_reserve(2 * SMALL).is_err());
     }
 }

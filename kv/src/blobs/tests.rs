@@ -332,8 +332,7 @@ async fn a_put_among_silent_peers_ends_at_its_deadline_and_gives_everything_back
     assert_eq!(ended, Err(BlobError::NotApplied(Ended::Deadline)));
     drop(held);
     assert!(blobs.inner.tasks.is_empty(), "nothing was left behind");
-    let whole = 16 << 20;
-    while blobs.try_reserve(whole).is_err() {
+    while blobs.inner.budget.held() > 0 {
         // The disk's share comes back when its sync has ended.
         tokio::task::yield_now().await;
     }

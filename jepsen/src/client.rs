@@ -6,6 +6,8 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::s3;
+
 /// A reply, as far as the workloads tell replies apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
@@ -40,6 +42,8 @@ impl std::fmt::Display for Failed {
 pub(crate) struct Client {
     socket: TcpStream,
     input: BytesMut,
+    /// A connection to the same node's S3 port, where one is needed.
+    pub(crate) s3: Option<s3::Connection>,
 }
 
 impl Client {
@@ -53,6 +57,7 @@ impl Client {
         Ok(Self {
             socket,
             input: BytesMut::new(),
+            s3: None,
         })
     }
 

@@ -397,12 +397,18 @@ impl Cluster {
 
     /// Runs `leadline cluster …` against node `number`.
     pub(crate) async fn operate(&self, number: u8, args: &[&str]) -> Result<(), String> {
+        let node = format!("{}:50051", self.address(number));
+        let cluster = ["cluster", "--timeout", "4s", "--node", &node];
+        self.leadline(&[&cluster[..], args].concat()).await?;
+        Ok(())
+    }
+
+    /// Runs `leadline …` and gives what it prints.
+    pub(crate) async fn leadline(&self, args: &[&str]) -> Result<String, String> {
         let System::Leadline { binary, .. } = &self.system else {
-            return Err("only Leadline has cluster commands".into());
+            return Err("only Leadline has commands".into());
         };
         let output = tokio::process::Command::new(binary)
-            .args(["cluster", "--timeout", "4s", "--node"])
-            .arg(format!("{}:50051", self.address(number)))
             .args(args)
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -410,7 +416,7 @@ impl Cluster {
             .await
             .map_err(|error| error.to_string())?;
         if output.status.success() {
-            return Ok(());
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }

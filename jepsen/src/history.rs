@@ -49,6 +49,15 @@ pub enum Action {
         from: i64,
         to: i64,
     },
+    Delete {
+        key: Key,
+    },
+    /// Writes if nothing is there; not `won`: something was.
+    Create {
+        key: Key,
+        value: i64,
+        won: bool,
+    },
     Txn(Vec<Mop>),
     Transfer {
         from: Key,
@@ -67,6 +76,10 @@ pub enum Action {
         value: i64,
     },
     Add {
+        key: Key,
+        value: i64,
+    },
+    Remove {
         key: Key,
         value: i64,
     },
@@ -161,6 +174,9 @@ fn parts(action: &Action, asked: bool) -> (&'static str, Value) {
         Action::Read { key, value } => ("read", read(key, json!(value))),
         Action::Write { key, value } => ("write", json!([key, value])),
         Action::Cas { key, from, to } => ("cas", json!([key, [from, to]])),
+        Action::Delete { key } => ("delete", json!([key])),
+        Action::Create { key, value, .. } if asked => ("create", json!([key, value])),
+        Action::Create { key, value, won } => ("create", json!([key, value, won])),
         Action::Txn(mops) => (
             "txn",
             Value::Array(mops.iter().map(|mop| mop_value(mop, asked)).collect()),
@@ -186,6 +202,7 @@ fn parts(action: &Action, asked: bool) -> (&'static str, Value) {
         Action::Increment { key, value } => ("increment", read(key, json!(value))),
         Action::Count { key, value } => ("count", read(key, json!(value))),
         Action::Add { key, value } => ("add", json!([key, value])),
+        Action::Remove { key, value } => ("remove", json!([key, value])),
         Action::Members { key, values } => ("members", read(key, json!(values))),
         Action::Enqueue { key, value } => ("enqueue", json!([key, value])),
         Action::Dequeue { key, value } => ("dequeue", read(key, json!(value))),
@@ -216,6 +233,12 @@ fn action(f: &str, value: &Value) -> Option<Action> {
             key: key()?,
             from: number(&value[1][0])?,
             to: number(&value[1][1])?,
+        },
+        "delete" => Action::Delete { key: key()? },
+        "create" => Action::Create {
+            key: key()?,
+            value: number(&value[1])?,
+            won: value[2].as_bool().unwrap_or(false),
         },
         "txn" => Action::Txn(
             value
@@ -256,6 +279,10 @@ fn action(f: &str, value: &Value) -> Option<Action> {
             value: number(&value[1]).unwrap_or_default(),
         },
         "add" => Action::Add {
+            key: key()?,
+            value: number(&value[1])?,
+        },
+        "remove" => Action::Remove {
             key: key()?,
             value: number(&value[1])?,
         },
@@ -508,6 +535,24 @@ mod tests {
             (Action::Increment { key: 0, value: 3 }, End::Ok),
             (Action::Count { key: 0, value: 3 }, End::Ok),
             (Action::Add { key: 0, value: 3 }, End::Ok),
+            (Action::Remove { key: 0, value: 3 }, End::Info),
+            (Action::Delete { key: 2 }, End::Ok),
+            (
+                Action::Create {
+                    key: 2,
+                    value: 9,
+                    won: true,
+                },
+                End::Ok,
+            ),
+            (
+                Action::Create {
+                    key: 2,
+                    value: 10,
+                    won: false,
+                },
+                End::Info,
+            ),
             (
                 Action::Members {
                     key: 0,

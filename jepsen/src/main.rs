@@ -13,6 +13,7 @@ mod net;
 mod proxy;
 mod report;
 mod run;
+mod s3;
 mod suite;
 mod workload;
 
@@ -53,14 +54,23 @@ struct Cli {
 
 #[derive(Args, Clone, Debug)]
 struct RunArgs {
-    /// What clients do, names between commas, or `all`.
-    #[arg(long, value_delimiter = ',', default_value = "register")]
+    #[arg(long, value_delimiter = ',', default_value = "register", help = one_of::<workload::Kind>(
+        "What clients do, names between commas, or `all`:"
+    ))]
     workload: Vec<String>,
 
-    /// What is done to the cluster: names between commas, each in its turn; names joined by `+` at
-    /// once; `none`, or `all` that can be done here.
-    #[arg(long, value_delimiter = ',', default_value = "none")]
+    #[arg(long, value_delimiter = ',', default_value = "none", help = one_of::<nemesis::Kind>(
+        "What is done to the cluster: names between commas, each in its turn; names joined by `+` \
+         at once; `none`, or `all` that can be done here:"
+    ))]
     nemesis: Vec<String>,
+}
+
+/// `text`, and the names that there are.
+fn one_of<K: ValueEnum>(text: &str) -> String {
+    let names = K::value_variants().iter().filter_map(K::to_possible_value);
+    let names: Vec<String> = names.map(|name| name.get_name().to_owned()).collect();
+    format!("{text} {}", names.join(", "))
 }
 
 #[derive(Args, Clone, Debug)]
@@ -248,13 +258,14 @@ async fn inside(cli: Cli, mode: Mode) -> Result<Ended, String> {
             Ok(told(failover::run(cluster, kills).await))
         }
         Some(Command::Suite { workloads, faults }) => {
-            let (kinds, faults) = (kinds(&workloads)?, stage.faults(&faults)?);
+            let (kinds, faults) = (stage.workloads(&workloads)?, stage.faults(&faults)?);
             suite::all(&stage, &kinds, &faults).await
         }
         Some(Command::Mutations { only }) => suite::mutations(&stage, &only).await,
         Some(Command::Check { .. }) => Ok(Ended::NoVerdict),
         None => {
-            let (kinds, faults) = (kinds(&cli.run.workload)?, stage.faults(&cli.run.nemesis)?);
+            let kinds = stage.workloads(&cli.run.workload)?;
+            let faults = stage.faults(&cli.run.nemesis)?;
             let outcome = stage.run(&kinds, &faults, stage.seed).await?;
             Ok(outcome.verdict.validity().into())
         }
@@ -294,10 +305,7 @@ fn kinds(names: &[String]) -> Result<Vec<workload::Kind>, String> {
         .iter()
         .map(|name| {
             workload::Kind::from_str(name, false).map_err(|_| {
-                let all: Vec<String> = workload::ALL
-                    .iter()
-                    .map(|kind| format!("{kind:?}").to_lowercase())
-                    .collect();
+                let all: Vec<String> = workload::ALL.iter().map(|kind| kind.name()).collect();
                 format!("{name} is no workload; there are: all, {}", all.join(", "))
             })
         })
@@ -343,6 +351,18 @@ impl Stage {
             out,
             args,
         })
+    }
+
+    /// Workloads by their names, but for those that the store under test does not speak.
+    fn workloads(&self, names: &[String]) -> Result<Vec<workload::Kind>, String> {
+        let mut kinds = kinds(names)?;
+        if self.args.peer == Peer::Redis {
+            kinds.retain(|kind| !kind.is_s3());
+        }
+        if kinds.is_empty() {
+            return Err("redis-server does not speak S3".into());
+        }
+        Ok(kinds)
     }
 
     /// Faults by their names; `all` leaves out what cannot be done here.
@@ -468,12 +488,7 @@ impl Stage {
             [one] => one.clone(),
             [one, ..] => format!("{one}-and-{}-more", names.len() - 1),
         };
-        let workloads = first(
-            kinds
-                .iter()
-                .map(|kind| format!("{kind:?}").to_lowercase())
-                .collect(),
-        );
+        let workloads = first(kinds.iter().map(|kind| kind.name()).collect());
         let nemeses = first(
             faults
                 .iter()
@@ -520,10 +535,24 @@ mod tests {
     }
 
     #[test]
+    fn workloads_and_faults_are_named_in_the_help() {
+        let help = Cli::command().render_long_help().to_string();
+        for name in [
+            "s3-register",
+            "s3-lock",
+            "deadline",
+            "kill-one",
+            "blackhole",
+        ] {
+            assert!(help.contains(name), "{name}: {help}");
+        }
+    }
+
+    #[test]
     fn a_workload_that_does_not_exist_is_refused_with_those_that_do() {
         let error = kinds(&["nothing".into()]).unwrap_err();
         assert!(
-            error.contains("append") && error.contains("queue"),
+            error.contains("append") && error.contains("s3-list"),
             "{error}"
         );
     }

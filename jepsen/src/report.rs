@@ -74,11 +74,7 @@ pub(crate) fn text(plan: &Plan, ops: &[Op], faults: &[Fault], verdict: &Verdict)
 }
 
 fn names(plan: &Plan) -> String {
-    let kinds: Vec<String> = plan
-        .kinds
-        .iter()
-        .map(|kind| format!("{kind:?}").to_lowercase())
-        .collect();
+    let kinds: Vec<String> = plan.kinds.iter().map(|kind| kind.name()).collect();
     let faults: Vec<String> = plan
         .faults
         .iter()

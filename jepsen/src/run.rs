@@ -17,6 +17,7 @@ use crate::client::{Client, Reply};
 use crate::cluster::Cluster;
 use crate::nemesis::{Composition, Nemesis};
 use crate::report;
+use crate::s3;
 use crate::workload::{self, Abilities, DEADLINE, PATIENCE, Workload};
 
 /// What a run is asked to do.
@@ -56,6 +57,8 @@ struct Load {
     processes: AtomicU64,
     addresses: Vec<String>,
     deadlines: bool,
+    /// Some workload speaks S3.
+    s3: bool,
     interval: Duration,
     counts: Counts,
 }
@@ -66,10 +69,13 @@ impl Load {
     }
 }
 
-/// A connection whose requests have the run's deadline.
-async fn connect(address: &str, deadlines: bool) -> Option<Client> {
+/// Connections whose requests have the run's deadline.
+async fn connect(address: &str, load: &Load) -> Option<Client> {
     let mut client = Client::connect(address).await.ok()?;
-    if deadlines {
+    if load.s3 {
+        client.s3 = Some(s3::Connection::open(address).await.ok()?);
+    }
+    if load.deadlines {
         let millis = DEADLINE.as_millis().to_string();
         let set = client
             .call(&["CLIENT", "DEADLINE", &millis], Duration::from_secs(1))
@@ -91,7 +97,7 @@ async fn work(load: Arc<Load>, number: usize, seed: u64) -> Vec<Op> {
     while !load.stop.load(Ordering::Relaxed) {
         let at = node % load.addresses.len();
         node += 1;
-        let Some(mut client) = connect(&load.addresses[at], load.deadlines).await else {
+        let Some(mut client) = connect(&load.addresses[at], &load).await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -201,7 +207,7 @@ async fn insist(load: &Load, ask: &workload::Ask, process: u64) -> Result<Op, St
     let mut last = String::new();
     while began.elapsed() < Duration::from_secs(30) {
         for (at, address) in load.addresses.iter().enumerate() {
-            let Some(mut client) = connect(address, load.deadlines).await else {
+            let Some(mut client) = connect(address, load).await else {
                 last = format!("cannot connect to {address}");
                 continue;
             };
@@ -268,10 +274,14 @@ pub(crate) async fn run(plan: &Plan, cluster: &mut Cluster) -> Result<Outcome, S
             .map(|number| cluster.address(number))
             .collect(),
         deadlines: abilities.deadlines,
+        s3: plan.kinds.iter().any(|kind| kind.is_s3()),
         interval: Duration::from_secs(1) * clients / plan.rate.max(1),
         counts: Counts::default(),
     });
     prepare(&load).await?;
+    if load.s3 {
+        s3::open_buckets(cluster).await?;
+    }
     let mut workers = JoinSet::new();
     for number in 0..clients as usize {
         let seed = plan.seed.wrapping_add(number as u64 + 1);

@@ -23,7 +23,7 @@ pub(crate) async fn all(
                 .iter()
                 .flat_map(|faults| faults.0.iter().map(|kind| kind.name()))
                 .collect();
-            let name = format!("{kind:?}").to_lowercase();
+            let name = kind.name();
             let (word, ops, struck) = match stage.run(&[*kind], &composition, seed).await {
                 Ok(outcome) => {
                     let word = match outcome.verdict.validity() {

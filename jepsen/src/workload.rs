@@ -1,7 +1,8 @@
-//! What clients do: which operation comes next, how it is said in Redis' words, and what its answer
-//! means. Several workloads can run at once; each has keys of its own.
+//! What clients do: which operation comes next, how it is said in Redis' words (in S3's: `s3.rs`),
+//! and what its answer means. Several workloads can run at once; each has keys of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -37,10 +38,17 @@ pub(crate) enum Kind {
     Ttl,
     /// Writes with deadlines from 5 ms to 1 s: each ends by its own, and tells the truth.
     Deadline,
+    /// S3: GET, PUT, DELETE, PUT with If-Match and If-None-Match on single objects of up to 2.5 MB,
+    /// whose every byte is checked: linearizable.
+    S3Register,
+    /// S3: contenders for locks, by PUT with If-None-Match: each lock has one winner.
+    S3Lock,
+    /// S3: PUT, DELETE and ListObjectsV2: listings have what was acknowledged, and nothing else.
+    S3List,
 }
 
 /// All of them.
-pub(crate) const ALL: [Kind; 10] = [
+pub(crate) const ALL: [Kind; 13] = [
     Kind::Register,
     Kind::Large,
     Kind::Append,
@@ -51,7 +59,23 @@ pub(crate) const ALL: [Kind; 10] = [
     Kind::Queue,
     Kind::Ttl,
     Kind::Deadline,
+    Kind::S3Register,
+    Kind::S3Lock,
+    Kind::S3List,
 ];
+
+impl Kind {
+    /// As the command line has it.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value()
+            .map_or_else(|| format!("{self:?}"), |value| value.get_name().to_owned())
+    }
+
+    /// Whether its operations are S3's.
+    pub(crate) fn is_s3(self) -> bool {
+        matches!(self, Self::S3Register | Self::S3Lock | Self::S3List)
+    }
+}
 
 /// Longer than any deadline of the store's.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
@@ -100,6 +124,8 @@ pub(crate) struct Workload {
     began: Instant,
     values: AtomicI64,
     expiring: AtomicU32,
+    /// Objects of each listing that are there and that nobody has begun to delete.
+    listed: Mutex<HashMap<Key, Vec<i64>>>,
 }
 
 /// The keys of a kind are numbered from here.
@@ -113,8 +139,8 @@ fn kind_of(key: Key) -> Option<Kind> {
 
 /// A key's name in the store. Neighbours are on different shards.
 fn name(key: Key) -> String {
-    let kind = kind_of(key).map_or_else(|| "key".to_owned(), |kind| format!("{kind:?}"));
-    format!("{}:{}", kind.to_lowercase(), key & 0x00FF_FFFF)
+    let kind = kind_of(key).map_or_else(|| "key".to_owned(), Kind::name);
+    format!("{kind}:{}", key & 0x00FF_FFFF)
 }
 
 /// The text of a value; for large registers a long one that shows every tear.
@@ -133,7 +159,7 @@ fn encode(key: Key, value: i64) -> String {
 }
 
 /// A torn value reads as this, which nobody writes.
-const TORN: i64 = -1;
+pub(crate) const TORN: i64 = -1;
 
 fn decode(key: Key, text: &str) -> i64 {
     let number = text.split_once(':').map_or(text, |(number, _)| number);
@@ -179,9 +205,11 @@ pub(crate) struct Answer {
 }
 
 /// Why an operation has no answer.
-enum Missing {
+pub(crate) enum Missing {
     /// The store said so.
     Said(String),
+    /// S3 said so, and means this.
+    Refused(End, String),
     Failed(Failed),
     /// It was given up without effect: a conflict, too little money.
     GivenUp(&'static str),
@@ -212,6 +240,7 @@ impl Workload {
             began,
             values: AtomicI64::new(1),
             expiring: AtomicU32::new(0),
+            listed: Mutex::default(),
         }
     }
 
@@ -359,6 +388,52 @@ impl Workload {
                     }
                 }
             }
+            Kind::S3Register => {
+                let key = self.rotating(kind, 4, 3 * second, random);
+                let value = self.value();
+                match random.random_range(0..20) {
+                    0..8 => Action::Read { key, value: None },
+                    8..12 => Action::Write { key, value },
+                    12..14 => Action::Delete { key },
+                    14..16 => Action::Create {
+                        key,
+                        value,
+                        won: false,
+                    },
+                    _ => Action::Cas {
+                        key,
+                        from: 0,
+                        to: value,
+                    },
+                }
+            }
+            Kind::S3Lock => {
+                let key = self.rotating(kind, 2, second, random);
+                if random.random_bool(0.6) {
+                    Action::Create {
+                        key,
+                        value: self.value(),
+                        won: false,
+                    }
+                } else {
+                    Action::Read { key, value: None }
+                }
+            }
+            Kind::S3List => {
+                let key = self.rotating(kind, 2, 5 * second, random);
+                let choice = random.random_range(0..10);
+                if choice < 3 {
+                    let values = Vec::new();
+                    Action::Members { key, values }
+                } else if choice < 5
+                    && let Some(value) = self.listed(key, random)
+                {
+                    Action::Remove { key, value }
+                } else {
+                    let value = self.value();
+                    Action::Add { key, value }
+                }
+            }
             Kind::Deadline => {
                 let millis: f64 = random.random_range(5f64.ln()..1000f64.ln());
                 deadline = Some(Duration::from_millis(millis.exp() as u64));
@@ -387,6 +462,14 @@ impl Workload {
         }
     }
 
+    /// Takes an object of a listing that is there.
+    fn listed(&self, key: Key, random: &mut SmallRng) -> Option<i64> {
+        let mut listed = self.listed.lock().ok()?;
+        let values = listed.get_mut(&key).filter(|values| !values.is_empty())?;
+        let at = random.random_range(0..values.len());
+        Some(values.swap_remove(at))
+    }
+
     /// What is asked when all is calm again, until it is answered: everything that is there.
     pub(crate) fn finals(&self, history: &[Op]) -> Vec<Ask> {
         let mut keys: BTreeMap<Kind, Vec<Key>> = BTreeMap::new();
@@ -409,17 +492,7 @@ impl Workload {
                         note(*key);
                     }
                 }
-                Action::Read { key, .. }
-                | Action::Write { key, .. }
-                | Action::Cas { key, .. }
-                | Action::Increment { key, .. }
-                | Action::Count { key, .. }
-                | Action::Add { key, .. }
-                | Action::Members { key, .. }
-                | Action::Enqueue { key, .. }
-                | Action::Dequeue { key, .. }
-                | Action::Expiring { key, .. } => note(*key),
-                Action::Transfer { .. } | Action::Balances(_) => {}
+                action => key_of(action).into_iter().for_each(&mut note),
             }
         }
         let mut asks = Vec::new();
@@ -441,7 +514,7 @@ impl Workload {
                         ask(Action::Txn(some.iter().map(read).collect()));
                     }
                 }
-                Kind::Register | Kind::Large | Kind::Ttl => {
+                Kind::Register | Kind::Large | Kind::Ttl | Kind::S3Register | Kind::S3Lock => {
                     for key in keys {
                         ask(Action::Read { key, value: None });
                     }
@@ -451,7 +524,7 @@ impl Workload {
                         ask(Action::Count { key, value: 0 });
                     }
                 }
-                Kind::Set | Kind::Deadline => {
+                Kind::Set | Kind::Deadline | Kind::S3List => {
                     for key in keys {
                         let values = Vec::new();
                         ask(Action::Members { key, values });
@@ -491,6 +564,8 @@ impl Workload {
         match &ask.action {
             // A blocking command's own time, and several commands in turn.
             Action::Dequeue { .. } | Action::Cas { .. } | Action::Transfer { .. } => None,
+            // Pages in turn.
+            Action::Members { key, .. } if kind_of(*key) == Some(Kind::S3List) => None,
             _ => u64::try_from(ask.deadline.unwrap_or(DEADLINE).as_millis()).ok(),
         }
     }
@@ -498,17 +573,28 @@ impl Workload {
     /// Asks, and says what the answer means.
     pub(crate) async fn perform(&self, client: &mut Client, ask: &Ask) -> Answer {
         let mut tried = ask.action.clone();
-        match self.attempt(client, ask, &mut tried).await {
-            Ok(action) => Answer {
-                action,
-                end: End::Ok,
-                error: None,
-                broken: false,
+        let done = match key_of(&ask.action) {
+            Some(key) if kind_of(key).is_some_and(Kind::is_s3) => match &mut client.s3 {
+                Some(s3) => s3.attempt(&name(key), &ask.action, &mut tried).await,
+                None => Err(Missing::GivenUp("there is no connection to S3")),
             },
+            _ => self.attempt(client, ask, &mut tried).await,
+        };
+        match done {
+            Ok(action) => {
+                self.note(&action);
+                Answer {
+                    action,
+                    end: End::Ok,
+                    error: None,
+                    broken: false,
+                }
+            }
             Err(missing) => {
                 let broken = matches!(missing, Missing::Failed(_) | Missing::Strange(_));
                 let (end, error) = match missing {
                     Missing::Said(line) => (means(&line), line),
+                    Missing::Refused(end, text) => (end, text),
                     Missing::Failed(failed @ Failed::Connect(_)) => (End::Fail, failed.to_string()),
                     Missing::Failed(failed) => (End::Info, failed.to_string()),
                     Missing::GivenUp(why) => (End::Fail, why.to_owned()),
@@ -521,6 +607,16 @@ impl Workload {
                     broken,
                 }
             }
+        }
+    }
+
+    /// Remembers what may be deleted.
+    fn note(&self, action: &Action) {
+        if let Action::Add { key, value } = action
+            && kind_of(*key) == Some(Kind::S3List)
+            && let Ok(mut listed) = self.listed.lock()
+        {
+            listed.entry(*key).or_default().push(*value);
         }
     }
 
@@ -650,6 +746,10 @@ impl Workload {
                 };
                 Action::Dequeue { key: *key, value }
             }
+            Action::Delete { .. } | Action::Create { .. } | Action::Remove { .. } => {
+                let what = format!("{:?} is not asked of Redis", ask.action);
+                return Err(Missing::Strange(what));
+            }
         })
     }
 
@@ -663,9 +763,10 @@ impl Workload {
                 .cloned()
                 .collect();
             let mut found = match kind {
-                Kind::Register | Kind::Large => {
+                Kind::Register | Kind::Large | Kind::S3Register | Kind::S3Lock => {
                     check::register::check(&own, check::register::LIMIT)
                 }
+                Kind::S3List => check::listing::check(&own),
                 Kind::Append => check::append::check(&own),
                 Kind::Wr => check::wr::check(&own),
                 Kind::Bank => check::bank::check(&own, ACCOUNTS, OPENING),
@@ -679,12 +780,12 @@ impl Workload {
             let (done, refused, unknown) = (count(End::Ok), count(End::Fail), count(End::Info));
             found.notes.push(format!(
                 "{}: {done} acknowledged, {refused} refused, {unknown} unknown",
-                format!("{kind:?}").to_lowercase()
+                kind.name()
             ));
             if done == 0 {
                 found
                     .undecided
-                    .push(format!("{kind:?}: nothing was acknowledged"));
+                    .push(format!("{}: nothing was acknowledged", kind.name()));
             }
             found.checked = own.len();
             let checked = verdict.checked + found.checked;
@@ -696,26 +797,35 @@ impl Workload {
 }
 
 pub(crate) fn is_of(kind: Kind, action: &Action) -> bool {
-    let key = match action {
-        Action::Txn(mops) => match mops.first() {
-            Some(
-                Mop::Append(key, _) | Mop::List(key, _) | Mop::Write(key, _) | Mop::Read(key, _),
-            ) => *key,
-            None => return false,
-        },
-        Action::Transfer { .. } | Action::Balances(_) => return kind == Kind::Bank,
+    if let Action::Transfer { .. } | Action::Balances(_) = action {
+        return kind == Kind::Bank;
+    }
+    key_of(action).and_then(kind_of) == Some(kind)
+}
+
+/// A key that an operation names; all are of one kind.
+fn key_of(action: &Action) -> Option<Key> {
+    match action {
+        Action::Txn(mops) => mops.first().map(|mop| {
+            let (Mop::Append(key, _) | Mop::List(key, _) | Mop::Write(key, _) | Mop::Read(key, _)) =
+                mop;
+            *key
+        }),
+        Action::Transfer { .. } | Action::Balances(_) => None,
         Action::Read { key, .. }
         | Action::Write { key, .. }
         | Action::Cas { key, .. }
+        | Action::Delete { key }
+        | Action::Create { key, .. }
         | Action::Increment { key, .. }
         | Action::Count { key, .. }
         | Action::Add { key, .. }
+        | Action::Remove { key, .. }
         | Action::Members { key, .. }
         | Action::Enqueue { key, .. }
         | Action::Dequeue { key, .. }
-        | Action::Expiring { key, .. } => *key,
-    };
-    kind_of(key) == Some(kind)
+        | Action::Expiring { key, .. } => Some(*key),
+    }
 }
 
 fn strange(reply: &Reply) -> Missing {

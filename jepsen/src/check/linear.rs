@@ -5,7 +5,7 @@
 //!
 //! An operation of unknown outcome may take effect at any time after its call, or never.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 
 use crate::history::{End, Op};
@@ -21,6 +21,10 @@ pub trait Model {
 
     /// Whether leaving `op`, whose outcome is unknown, out of `history` changes no verdict.
     fn is_invisible(&self, op: &Op, history: &[Op]) -> bool;
+
+    /// Operations of unknown outcome with the same number are alike: in whatever order one of them
+    /// is taken, another that was called before it could stand there. `None`: it is like no other.
+    fn alike(&self, op: &Op, history: &[Op]) -> Option<u8>;
 }
 
 /// What the search found.
@@ -71,6 +75,18 @@ pub fn search<M: Model>(model: &M, history: &[Op], limit: usize) -> Found {
             End::Info => !model.is_invisible(op, history),
         })
         .collect();
+    // Of those that are alike, the one called first is taken first: it waits for its elder.
+    let mut last_alike: HashMap<u8, usize> = HashMap::new();
+    let mut by_call: Vec<usize> = (0..ops.len()).collect();
+    by_call.sort_by_key(|nth| ops[*nth].called);
+    let mut elder = vec![NONE; ops.len()];
+    for nth in by_call {
+        if ops[nth].end == End::Info
+            && let Some(class) = model.alike(ops[nth], history)
+        {
+            elder[nth] = last_alike.insert(class, nth).unwrap_or(NONE);
+        }
+    }
     // Entry 0 is the list's head; a call of operation n is 2n + 1, its return 2n + 2.
     let mut order: Vec<usize> = (1..=ops.len() * 2).collect();
     order.sort_by_key(|entry| {
@@ -103,7 +119,9 @@ pub fn search<M: Model>(model: &M, history: &[Op], limit: usize) -> Found {
         let nth = (at - 1) / 2;
         let op = ops[nth];
         if at % 2 == 1 {
-            if let Some(after) = model.step(&state, op) {
+            let elder = elder[nth];
+            let waits = elder != NONE && done[elder / 64] & (1 << (elder % 64)) == 0;
+            if !waits && let Some(after) = model.step(&state, op) {
                 done[nth / 64] |= 1 << (nth % 64);
                 if tried.insert((done.clone(), after.clone())) {
                     if tried.len() > limit {
@@ -138,14 +156,16 @@ pub fn search<M: Model>(model: &M, history: &[Op], limit: usize) -> Found {
 }
 
 /// A history without an order, cut down to what has none either: what returned last is cut off
-/// while nothing changes, then whatever `is_droppable` allows.
+/// while nothing changes, then whatever `is_droppable` allows. Each of the many searches visits a
+/// part of `limit` states; what is not decided by then is kept.
 pub fn shrink<M: Model>(
     model: &M,
     history: &[Op],
     limit: usize,
     is_droppable: impl Fn(&Op, &[Op]) -> bool,
 ) -> Vec<Op> {
-    let impossible = |ops: &[Op]| matches!(search(model, ops, limit), Found::Impossible { .. });
+    let impossible =
+        |ops: &[Op]| matches!(search(model, ops, limit / 30), Found::Impossible { .. });
     let cut = |at: u64| -> Vec<Op> {
         history
             .iter()

@@ -6,6 +6,7 @@ pub mod counter;
 pub mod deadline;
 pub mod graph;
 pub mod linear;
+pub mod listing;
 pub mod queue;
 pub mod register;
 pub mod set;

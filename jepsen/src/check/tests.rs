@@ -65,6 +65,31 @@ fn registers(ops: &[Op]) -> Validity {
 
 use Mop::{Append, List, Read, Write};
 
+fn delete(called: u64, returned: u64, end: End) -> Op {
+    op(called, Action::Delete { key: 0 }, called, returned, end)
+}
+
+fn create(value: i64, won: bool, called: u64, returned: u64, end: End) -> Op {
+    let action = Action::Create { key: 0, value, won };
+    op(called, action, called, returned, end)
+}
+
+fn put(value: i64, called: u64, returned: u64, end: End) -> Op {
+    let action = Action::Add { key: 0, value };
+    op(called, action, called, returned, end)
+}
+
+fn remove(value: i64, called: u64, returned: u64, end: End) -> Op {
+    let action = Action::Remove { key: 0, value };
+    op(called, action, called, returned, end)
+}
+
+fn lists(values: &[i64], called: u64, returned: u64) -> Op {
+    let values = values.to_vec();
+    let action = Action::Members { key: 0, values };
+    op(called, action, called, returned, End::Ok)
+}
+
 #[test]
 fn a_stale_read_after_an_acknowledged_write_is_not_linearizable() {
     let history = [
@@ -128,6 +153,108 @@ fn a_compare_and_set_needs_what_it_compares_with() {
         cas(2, 3, 20, 60, End::Ok),
     ];
     assert_eq!(registers(&unknown_winner), Validity::Valid);
+}
+
+#[test]
+fn what_is_deleted_is_gone_until_it_is_written_again() {
+    let mut history = vec![
+        write(1, 0, 10, End::Ok),
+        delete(20, 30, End::Ok),
+        read(None, 40, 50),
+        write(2, 60, 70, End::Ok),
+        read(Some(2), 80, 90),
+    ];
+    assert_eq!(registers(&history), Validity::Valid);
+    history.push(read(None, 100, 110));
+    assert_eq!(registers(&history), Validity::Invalid);
+    let stale = [history[..2].to_vec(), vec![read(Some(1), 40, 50)]].concat();
+    assert_eq!(registers(&stale), Validity::Invalid);
+    let refused = [
+        write(1, 0, 10, End::Ok),
+        delete(20, 30, End::Fail),
+        read(None, 40, 50),
+    ];
+    assert_eq!(registers(&refused), Validity::Invalid);
+    let unknown = [
+        write(1, 0, 10, End::Ok),
+        delete(20, 30, End::Info),
+        read(Some(1), 40, 50),
+        read(None, 60, 70),
+    ];
+    assert_eq!(registers(&unknown), Validity::Valid);
+    let twice = [unknown.to_vec(), vec![read(Some(1), 80, 90)]].concat();
+    assert_eq!(registers(&twice), Validity::Invalid);
+}
+
+/// What `If-None-Match: *` is for.
+#[test]
+fn of_those_who_create_what_is_absent_one_wins() {
+    let one = [
+        create(1, true, 0, 50, End::Ok),
+        create(2, false, 0, 50, End::Ok),
+        read(Some(1), 60, 70),
+    ];
+    assert_eq!(registers(&one), Validity::Valid);
+    let two = [
+        create(1, true, 0, 50, End::Ok),
+        create(2, true, 0, 50, End::Ok),
+    ];
+    assert_eq!(registers(&two), Validity::Invalid);
+    let usurped = [
+        create(1, true, 0, 10, End::Ok),
+        create(2, false, 20, 30, End::Ok),
+        read(Some(2), 40, 50),
+    ];
+    assert_eq!(registers(&usurped), Validity::Invalid);
+    let refused = [create(1, false, 0, 10, End::Fail), read(Some(1), 20, 30)];
+    assert_eq!(registers(&refused), Validity::Invalid);
+}
+
+#[test]
+fn who_does_not_create_lost_to_somebody_who_may_have_been_told_nothing() {
+    let to_nobody = [create(1, false, 0, 10, End::Ok), read(None, 20, 30)];
+    assert_eq!(registers(&to_nobody), Validity::Invalid);
+    assert_eq!(registers(&to_nobody[..1]), Validity::Invalid);
+    let to_the_unknown = [
+        create(1, false, 0, 10, End::Info),
+        create(2, false, 20, 30, End::Ok),
+        read(Some(1), 40, 50),
+    ];
+    assert_eq!(registers(&to_the_unknown), Validity::Valid);
+    // Also where nobody read what it lost to: an unknown write, too.
+    assert_eq!(registers(&to_the_unknown[..2]), Validity::Valid);
+    let to_a_write = [
+        write(1, 0, 10, End::Info),
+        create(2, false, 20, 30, End::Ok),
+    ];
+    assert_eq!(registers(&to_a_write), Validity::Valid);
+    let after_it_was_gone = [
+        write(1, 0, 10, End::Ok),
+        delete(20, 30, End::Info),
+        create(2, true, 40, 50, End::Ok),
+    ];
+    assert_eq!(registers(&after_it_was_gone), Validity::Valid);
+}
+
+/// Else each of them doubles what there is to try.
+#[test]
+fn unknown_outcomes_that_are_alike_cost_little() {
+    let mut history = vec![write(1, 0, 10, End::Ok)];
+    for nth in 0..20 {
+        history.push(delete(20 + nth, 50, End::Info));
+        history.push(create(100 + nth as i64, false, 20 + nth, 50, End::Info));
+    }
+    history.push(read(None, 60, 70));
+    history.push(create(2, false, 80, 90, End::Ok));
+    assert_eq!(
+        register::check(&history, 10_000).validity(),
+        Validity::Valid
+    );
+    history.push(read(Some(3), 100, 110));
+    assert_eq!(
+        register::check(&history, 10_000).validity(),
+        Validity::Invalid
+    );
 }
 
 #[test]
@@ -578,11 +705,11 @@ fn a_store_that_breaks_one_rule_is_found_by_its_histories() {
 }
 
 /// A random linearizable history of one register.
-fn register_history(seed: u64) -> Vec<Op> {
+fn register_history(seed: u64, length: i64) -> Vec<Op> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut state = None;
     let mut ops = Vec::new();
-    for nth in 0..120i64 {
+    for nth in 0..length {
         let at = 1000 + u64::try_from(nth).unwrap() * 100;
         let (called, returned) = (
             at - random.random_range(1..500),
@@ -592,12 +719,18 @@ fn register_history(seed: u64) -> Vec<Op> {
             .choose(&mut random)
             .unwrap();
         let happens = end == End::Ok || (end == End::Info && random.random_bool(0.5));
-        let action = match (random.random_range(0..3), state) {
+        let action = match (random.random_range(0..6), state) {
             (0, _) => Action::Write { key: 0, value: nth },
             (1, Some(from)) => Action::Cas {
                 key: 0,
                 from,
                 to: nth,
+            },
+            (2, _) => Action::Delete { key: 0 },
+            (3, _) => Action::Create {
+                key: 0,
+                value: nth,
+                won: end == End::Ok && state.is_none(),
             },
             _ => Action::Read {
                 key: 0,
@@ -607,6 +740,8 @@ fn register_history(seed: u64) -> Vec<Op> {
         match action {
             Action::Write { value, .. } if happens => state = Some(value),
             Action::Cas { to, .. } if happens => state = Some(to),
+            Action::Delete { .. } if happens => state = None,
+            Action::Create { value, .. } if happens => state = state.or(Some(value)),
             Action::Read { .. } => end = End::Ok,
             _ => {}
         }
@@ -624,7 +759,7 @@ fn register_history(seed: u64) -> Vec<Op> {
 #[test]
 fn a_changed_answer_makes_a_register_history_impossible() {
     for seed in 0..50 {
-        let mut history = register_history(seed);
+        let mut history = register_history(seed, 40);
         let at = 20_000_000;
         history.push(read(Some(77_777), at, at + 1));
         assert_eq!(registers(&history), Validity::Invalid, "seed {seed}");
@@ -648,6 +783,85 @@ proptest! {
 
     #[test]
     fn linearizable_register_histories_pass(seed: u64) {
-        prop_assert_eq!(registers(&register_history(seed)), Validity::Valid);
+        prop_assert_eq!(registers(&register_history(seed, 120)), Validity::Valid);
+    }
+}
+
+#[test]
+fn a_listing_has_what_was_put_and_not_what_was_deleted() {
+    let good = [
+        put(1, 0, 10, End::Ok),
+        put(2, 0, 100, End::Ok),
+        put(3, 0, 100, End::Info),
+        lists(&[1], 20, 30),
+        lists(&[1, 2], 20, 30),
+        remove(1, 40, 60, End::Ok),
+        lists(&[1, 2, 3], 50, 55),
+        lists(&[2, 3], 50, 55),
+        lists(&[2, 3], 70, 80),
+        remove(3, 110, 120, End::Info),
+        lists(&[2, 3], 130, 140),
+        lists(&[2], 130, 140),
+        remove(2, 150, 160, End::Fail),
+        lists(&[2], 170, 180),
+    ];
+    assert_eq!(
+        listing::check(&good),
+        Verdict {
+            checked: good.len(),
+            ..Verdict::default()
+        }
+    );
+}
+
+#[test]
+fn a_listing_that_is_not_of_its_time_is_found() {
+    let put_1 = put(1, 0, 10, End::Ok);
+    let cases: [(&str, Vec<Op>); 10] = [
+        ("lost-object", vec![lists(&[], 20, 30)]),
+        (
+            "lost-object",
+            vec![remove(1, 20, 30, End::Fail), lists(&[], 40, 50)],
+        ),
+        (
+            "lost-object",
+            vec![lists(&[], 20, 30), remove(1, 40, 50, End::Ok)],
+        ),
+        (
+            "lost-object",
+            vec![
+                put(2, 0, 10, End::Info),
+                lists(&[1, 2], 20, 30),
+                lists(&[1], 40, 50),
+            ],
+        ),
+        (
+            "came-back",
+            vec![remove(1, 20, 30, End::Ok), lists(&[1], 40, 50)],
+        ),
+        (
+            "came-back",
+            vec![
+                remove(1, 20, 30, End::Info),
+                lists(&[], 40, 50),
+                lists(&[1], 60, 70),
+            ],
+        ),
+        ("unexpected-object", vec![lists(&[1, 7], 20, 30)]),
+        (
+            "refused-put-listed",
+            vec![put(2, 0, 10, End::Fail), lists(&[1, 2], 20, 30)],
+        ),
+        (
+            "future-listing",
+            vec![lists(&[1, 2], 20, 30), put(2, 40, 50, End::Ok)],
+        ),
+        ("listed-twice", vec![lists(&[1, 1], 20, 30)]),
+    ];
+    for (class, mut history) in cases {
+        history.insert(0, put_1.clone());
+        let verdict = listing::check(&history);
+        let classes: Vec<&str> = verdict.anomalies.iter().map(|a| a.class.as_str()).collect();
+        assert_eq!(classes, [class], "{history:?}");
     }
 }

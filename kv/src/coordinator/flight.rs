@@ -6,6 +6,9 @@
 //!    places with: a write with anything on its keys, a read with a write on its keys. So a caller's
 //!    operations on one key are evaluated in the order of their submission or not at all, through
 //!    any change of leader. Who the caller is, its context says ([`Context::caller`]).
+//!    One way around it is open: an operation that is still on its way to a node that lost the
+//!    leadership may be overtaken by one that went to the next leader, if the first node leads again
+//!    when it arrives.
 
 use std::sync::Arc;
 

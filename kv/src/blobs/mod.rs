@@ -46,6 +46,7 @@ use leadline_raft::Context;
 
 pub use chunk::{ChunkHash, ChunkRef};
 pub(crate) use disk::ChunkStore;
+pub use disk::chunk_buffer;
 pub use error::{BlobError, Busy};
 #[cfg(any(test, feature = "testing"))]
 pub use memory::MemoryBlobs;

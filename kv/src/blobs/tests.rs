@@ -202,7 +202,12 @@ impl Cluster {
                     least_free_bytes: 0,
                     ..Options::default()
                 };
-                ChunkStore::open(&dir, options, Arc::new(SystemFiles), BlobMetrics::default())
+                ChunkStore::open(
+                    &dir,
+                    options,
+                    Arc::new(SystemFiles::default()),
+                    BlobMetrics::default(),
+                )
             });
             let blobs = ReplicatedBlobs::new(
                 node,

@@ -298,7 +298,7 @@ impl Upkeep {
                 .await?
                 .map_err(|error| error.to_string())?;
             for (hash, at) in live {
-                pace.spend(at.stride()).await;
+                pace.spend(at.bytes()).await;
                 let store = Arc::clone(&self.inner.store);
                 blocking(move || store.relocate(hash, at))
                     .await?
@@ -335,7 +335,7 @@ impl Upkeep {
                 // Given up meanwhile.
                 .unwrap_or_default();
             for (hash, at) in live {
-                pace.spend(at.stride()).await;
+                pace.spend(at.bytes()).await;
                 let store = Arc::clone(&self.inner.store);
                 if !blocking(move || store.scrub(hash, at)).await? {
                     bad += 1;

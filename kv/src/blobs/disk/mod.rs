@@ -16,6 +16,7 @@
 
 mod files;
 mod index;
+mod pages;
 mod record;
 mod recovery;
 mod segments;
@@ -35,6 +36,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 pub(super) use self::files::{Files, SystemFiles};
+pub use self::pages::chunk_buffer;
 pub(super) use self::record::Location;
 pub(super) use self::segments::Segment;
 pub(crate) use recovery::OpenStoreError;
@@ -204,7 +206,12 @@ impl ChunkStore {
         dir: &Path,
         metrics: BlobMetrics,
     ) -> Result<Arc<Self>, OpenStoreError> {
-        Self::open(dir, Options::default(), Arc::new(SystemFiles), metrics)
+        Self::open(
+            dir,
+            Options::default(),
+            Arc::new(SystemFiles::default()),
+            metrics,
+        )
     }
 
     /// What opening found.
@@ -284,7 +291,7 @@ impl ChunkStore {
                 return Ok(None);
             };
             match self.shared.segments.read(at) {
-                Ok(bytes) => return Ok(Some(bytes.into())),
+                Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) if last || self.shared.index.get(&chunk.hash) == Some(at) => {
                     self.lose(chunk.hash, at, error)?;
                     return Ok(None);
@@ -369,7 +376,7 @@ impl ChunkStore {
                 len: from.len,
             },
             crc: from.crc,
-            data: data.into(),
+            data,
             from: Some(from),
             done,
             held: None,
@@ -380,7 +387,7 @@ impl ChunkStore {
             .blocking_recv()
             .map_err(|_| DiskError::Closed)?
             .inspect(|()| {
-                self.shared.metrics.bytes_moved.inc_by(from.stride());
+                self.shared.metrics.bytes_moved.inc_by(from.bytes());
             })
     }
 
@@ -404,7 +411,7 @@ impl ChunkStore {
                 Err(io::ErrorKind::InvalidData.into())
             }
         });
-        self.shared.metrics.scrubbed_bytes.inc_by(at.stride());
+        self.shared.metrics.scrubbed_bytes.inc_by(at.bytes());
         match checked {
             Ok(()) => true,
             // Moved, and its segment deleted, meanwhile.

@@ -1,8 +1,8 @@
 //! The bytes of segments and of their hints. All numbers are little endian.
 //!
 //! ```text
-//! segment   | magic "LLBLOBSG" | format u16 = 1 | 0 u16 | crc u32 | seed u64 | number u64 | 0 … |   4096 bytes
-//!           | record | record | …                                  each at a multiple of 64
+//! segment   | magic "LLBLOBSG" | format u16 = 2 | 0 u16 | crc u32 | seed u64 | number u64 | 0 … |   4096 bytes
+//!           | record | record | …                                  each at a multiple of 4096
 //! record    | crc u32 | magic "LLBR" | len u32 | payload crc u32 | hash 32 | write u64 | kind u8 = 1
 //!           | flags u8 | 0 … |                                     64 bytes
 //!           | payload | 0 … |
@@ -12,15 +12,21 @@
 //! A record's crc covers its header, the segment's seed (random for each segment) and its own
 //! offset, so nothing that lay on the disk before is taken for a record. The payload's crc does not:
 //! it travels with the chunk from the node that hashed it. Flag 1 marks the first record of a write.
+//!
+//! In segments of format 1 records begin at multiples of 64. They are read; none are written.
 
 use crate::blobs::{ChunkHash, ChunkRef};
 
-/// The highest format this program reads, and the one it writes.
-pub(super) const FORMAT: u16 = 1;
+/// The highest format of segments that this program reads, and the one it writes.
+pub(super) const FORMAT: u16 = 2;
+/// The first format: its records begin at multiples of [`FIRST_ALIGN`].
+const FIRST_FORMAT: u16 = 1;
+pub(super) const FIRST_ALIGN: u64 = 64;
+const HINT_FORMAT: u16 = 1;
 /// Where a segment's records begin.
 pub(super) const DATA_START: u64 = 4096;
-/// Records begin at multiples of this.
-pub(super) const ALIGN: u64 = 64;
+/// Records begin at multiples of this, so that whole pages are written, past the page cache.
+pub(super) const PAGE: usize = 4096;
 pub(super) const RECORD_HEADER: usize = 64;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"LLBLOBSG";
@@ -48,15 +54,15 @@ impl Location {
         u64::from(self.offset) + RECORD_HEADER as u64
     }
 
-    /// Bytes that the record takes in its segment.
-    pub(in crate::blobs) fn stride(self) -> u64 {
-        stride(self.len)
+    /// Bytes of the record, without what fills it up.
+    pub(in crate::blobs) fn bytes(self) -> u64 {
+        RECORD_HEADER as u64 + u64::from(self.len)
     }
 }
 
-/// Bytes from a record's first to the next record's first.
+/// Bytes from a record's first to the next record's first, as they are written now.
 pub(super) fn stride(len: u32) -> u64 {
-    (RECORD_HEADER as u64 + u64::from(len)).next_multiple_of(ALIGN)
+    (RECORD_HEADER as u64 + u64::from(len)).next_multiple_of(PAGE as u64)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,21 +129,44 @@ pub(super) enum Bad {
 pub(super) struct SegmentHead {
     pub(super) seed: u64,
     pub(super) number: u32,
+    pub(super) format: u16,
 }
 
 impl SegmentHead {
+    /// The head of a new segment.
+    pub(super) fn new(number: u32) -> Self {
+        Self {
+            seed: rand::random(),
+            number,
+            format: FORMAT,
+        }
+    }
+
+    /// Records begin at multiples of this.
+    pub(super) fn align(self) -> u64 {
+        match self.format {
+            FIRST_FORMAT => FIRST_ALIGN,
+            _ => PAGE as u64,
+        }
+    }
+
+    /// Bytes from the first of a chunk's record to the next record's first.
+    pub(super) fn stride(self, at: Location) -> u64 {
+        at.bytes().next_multiple_of(self.align())
+    }
+
     pub(super) fn encode(self) -> Vec<u8> {
         let mut bytes = vec![0; DATA_START as usize];
         bytes[16..24].copy_from_slice(&self.seed.to_le_bytes());
         bytes[24..32].copy_from_slice(&u64::from(self.number).to_le_bytes());
-        seal(&mut bytes[..HEAD], SEGMENT_MAGIC);
+        seal(&mut bytes[..HEAD], SEGMENT_MAGIC, self.format);
         bytes
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, Bad> {
         let bytes = bytes.first_chunk::<HEAD>().ok_or(Bad::Damaged)?;
-        unseal(bytes, SEGMENT_MAGIC)?;
         Ok(Self {
+            format: unseal(bytes, SEGMENT_MAGIC, FORMAT)?,
             seed: u64_at(bytes, 16),
             number: u32::try_from(u64_at(bytes, 24)).map_err(|_| Bad::Damaged)?,
         })
@@ -158,7 +187,7 @@ pub(super) fn encode_hint(seed: u64, end: u64, records: &[(ChunkHash, Location)]
         bytes.extend_from_slice(&at.crc.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
     }
-    seal(&mut bytes, HINT_MAGIC);
+    seal(&mut bytes, HINT_MAGIC, HINT_FORMAT);
     bytes
 }
 
@@ -167,7 +196,7 @@ pub(super) fn decode_hint(
     bytes: &[u8],
     head: SegmentHead,
 ) -> Option<(u64, Vec<(ChunkHash, Location)>)> {
-    unseal(bytes, HINT_MAGIC).ok()?;
+    unseal(bytes, HINT_MAGIC, HINT_FORMAT).ok()?;
     if bytes.len() < HINT_HEAD || u64_at(bytes, 16) != head.seed {
         return None;
     }
@@ -195,15 +224,16 @@ pub(super) fn decode_hint(
 }
 
 /// Fills in magic, format and checksum (bytes 0 to 16).
-fn seal(bytes: &mut [u8], magic: [u8; 8]) {
+fn seal(bytes: &mut [u8], magic: [u8; 8], format: u16) {
     bytes[..8].copy_from_slice(&magic);
-    bytes[8..10].copy_from_slice(&FORMAT.to_le_bytes());
+    bytes[8..10].copy_from_slice(&format.to_le_bytes());
     bytes[10..16].fill(0);
     let crc = crc32c::crc32c(bytes);
     bytes[12..16].copy_from_slice(&crc.to_le_bytes());
 }
 
-fn unseal(bytes: &[u8], magic: [u8; 8]) -> Result<(), Bad> {
+/// The format of what [`seal`] made, if that is not above `newest`.
+fn unseal(bytes: &[u8], magic: [u8; 8], newest: u16) -> Result<u16, Bad> {
     if bytes.len() < 16 || bytes[..8] != magic {
         return Err(Bad::Damaged);
     }
@@ -212,9 +242,9 @@ fn unseal(bytes: &[u8], magic: [u8; 8]) -> Result<(), Bad> {
         return Err(Bad::Damaged);
     }
     match u16::from_le_bytes([bytes[8], bytes[9]]) {
-        FORMAT => Ok(()),
-        newer if newer > FORMAT => Err(Bad::Newer(newer)),
-        _ => Err(Bad::Damaged),
+        0 => Err(Bad::Damaged),
+        format if format <= newest => Ok(format),
+        newer => Err(Bad::Newer(newer)),
     }
 }
 
@@ -250,7 +280,7 @@ mod tests {
             let offset = u64::from(offset);
             let mut bytes = header.encode(seed, offset);
             prop_assert_eq!(RecordHeader::decode(&bytes, seed, offset), Some(header));
-            prop_assert_eq!(RecordHeader::decode(&bytes, seed, offset + ALIGN), None);
+            prop_assert_eq!(RecordHeader::decode(&bytes, seed, offset + FIRST_ALIGN), None);
             prop_assert_eq!(RecordHeader::decode(&bytes, !seed, offset), None);
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(RecordHeader::decode(&bytes, seed, offset), None);
@@ -261,7 +291,7 @@ mod tests {
             places in proptest::collection::vec((any::<[u8; 32]>(), any::<[u32; 3]>()), 0..20),
             seed in any::<u64>(), end in any::<u64>(), bit in any::<proptest::sample::Index>(),
         ) {
-            let head = SegmentHead { seed, number: 7 };
+            let head = SegmentHead { seed, number: 7, format: FORMAT };
             let records: Vec<_> = places
                 .into_iter()
                 .map(|(hash, [offset, len, crc])| {
@@ -278,14 +308,14 @@ mod tests {
 
     #[test]
     fn a_segment_of_a_newer_format_is_told_from_a_damaged_one() {
-        let head = SegmentHead { seed: 1, number: 2 };
+        let head = SegmentHead::new(2);
         let mut bytes = head.encode();
         assert_eq!(SegmentHead::decode(&bytes), Ok(head));
-        bytes[8] = 2;
+        bytes[8] = 3;
         assert_eq!(SegmentHead::decode(&bytes), Err(Bad::Damaged));
         bytes[12..16].fill(0);
         let crc = crc32c::crc32c(&bytes[..HEAD]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(SegmentHead::decode(&bytes), Err(Bad::Newer(2)));
+        assert_eq!(SegmentHead::decode(&bytes), Err(Bad::Newer(3)));
     }
 }

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use super::files::{BlobFile, Files};
 use super::index::Index;
 use super::record::{
-    ALIGN, Bad, DATA_START, FORMAT, Location, RECORD_HEADER, RecordHeader, SegmentHead,
+    Bad, DATA_START, FIRST_ALIGN, FORMAT, Location, RECORD_HEADER, RecordHeader, SegmentHead,
 };
 use super::segments::{Segment, Segments};
 use crate::blobs::ChunkHash;
@@ -136,7 +136,8 @@ impl Recovered {
         };
         let hint = self.segments.read_hint(head);
         let (end, records) = match hint {
-            Some((end, records)) if end <= size.next_multiple_of(ALIGN) => (end, records),
+            // A program of the first format left a tail so that was torn behind its last payload.
+            Some((end, records)) if end <= size.next_multiple_of(FIRST_ALIGN) => (end, records),
             Some(_) => {
                 tracing::error!(
                     segment = %self.segments.path(number).display(),
@@ -183,6 +184,9 @@ impl Recovered {
         }
         if walked.end < size {
             self.found.torn |= last;
+        }
+        // Cut, or filled up where its last record lacks nothing but that.
+        if walked.end != size {
             file.set_size(walked.end)?;
         }
         file.sync()?;
@@ -231,7 +235,7 @@ fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64) -> io::Result<Walked>
                 walked.last_write = walked.records.len();
             }
             let record = (header.chunk.hash, at);
-            offset += at.stride();
+            offset += head.stride(at);
             match &mut doubtful {
                 Some(records) => records.push(record),
                 None => {
@@ -242,7 +246,7 @@ fn walk(file: &dyn BlobFile, head: SegmentHead, size: u64) -> io::Result<Walked>
             continue;
         }
         doubtful.get_or_insert_default();
-        let from = at.map_or(offset + ALIGN, |at| offset + at.stride());
+        let from = at.map_or(offset + head.align(), |at| offset + head.stride(at));
         match find_record(file, head, from, size)? {
             Some(found) => offset = found,
             None => break,
@@ -274,7 +278,7 @@ fn find_record(
     while start + RECORD_HEADER as u64 <= size {
         let len = (SEARCH as u64).min(size - start) as usize;
         let block = file.read_at(len, start)?;
-        for at in (0..len).step_by(ALIGN as usize) {
+        for at in (0..len).step_by(head.align() as usize) {
             let offset = start + at as u64;
             if RecordHeader::decode(&block[at..], head.seed, offset).is_some() {
                 return Ok(Some(offset));

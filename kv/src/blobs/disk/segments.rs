@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
 use super::files::{BlobFile, Files};
+use super::pages::Pages;
 use super::record::{self, DATA_START, Location, RECORD_HEADER, RecordHeader, SegmentHead};
 use crate::blobs::ChunkHash;
 
@@ -102,10 +104,11 @@ impl Segments {
     /// Bytes that a chunk's record takes are needed, or not any more.
     pub(super) fn count_live(&self, at: Location, now_live: bool) {
         if let Some(segment) = self.all.lock().get(&at.segment) {
+            let bytes = segment.head.stride(at);
             if now_live {
-                segment.live.fetch_add(at.stride(), Ordering::Relaxed);
+                segment.live.fetch_add(bytes, Ordering::Relaxed);
             } else {
-                segment.live.fetch_sub(at.stride(), Ordering::Relaxed);
+                segment.live.fetch_sub(bytes, Ordering::Relaxed);
             }
         }
     }
@@ -116,7 +119,7 @@ impl Segments {
     }
 
     /// Reads a chunk and checks it; `InvalidData` if it is not what was written.
-    pub(super) fn read(&self, at: Location) -> io::Result<Vec<u8>> {
+    pub(super) fn read(&self, at: Location) -> io::Result<Bytes> {
         let file = self.open(at.segment)?;
         let bytes = file.read_at(at.len as usize, at.payload_offset())?;
         if crc32c::crc32c(&bytes) != at.crc {
@@ -130,12 +133,13 @@ impl Segments {
     /// the disk has to write.
     pub(super) fn create(&self, number: u32) -> io::Result<(Arc<Segment>, Arc<dyn BlobFile>)> {
         let temporary = self.dir.join("next.tmp");
-        let head = SegmentHead {
-            seed: rand::random(),
-            number,
-        };
-        let file = self.files.open(&temporary, true)?;
-        file.write_at(&[&head.encode()], 0)?;
+        let head = SegmentHead::new(number);
+        let file = self.files.create_for_pages(&temporary)?;
+        let mut pages = Pages::default();
+        file.write_at(
+            &pages.lay_out([(&head.encode()[..], &[][..])].into_iter()),
+            0,
+        )?;
         file.sync()?;
         self.files.rename(&temporary, &self.path(number))?;
         self.files.sync_dir(&self.dir)?;
@@ -179,9 +183,9 @@ impl Segments {
                 Some(header) => {
                     let at = header.at(segment.head.number, offset);
                     records.push((header.chunk.hash, at));
-                    offset += at.stride();
+                    offset += segment.head.stride(at);
                 }
-                None => offset += record::ALIGN,
+                None => offset += segment.head.align(),
             }
         }
         Ok(records)

@@ -6,7 +6,8 @@
 //! 3. After a failed sync nothing is written any more: what the page cache says after a failed sync
 //!    cannot be trusted. A failed *write* (a full disk) fails its chunks only; the next write begins
 //!    at the same place.
-//! 4. Memory is the chunks' own: they are gathered by the system call, not copied together.
+//! 4. Memory is the chunks' own where they lie as the disk wants them (`pages.rs`): they are gathered
+//!    by the system call, not copied together.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,7 +19,8 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::files::BlobFile;
-use super::record::{ALIGN, Location, RECORD_HEADER, RecordHeader, stride};
+use super::pages::Pages;
+use super::record::{Location, RecordHeader, stride};
 use super::segments::Segment;
 use super::{DiskError, Shared};
 use crate::blobs::{BytePermit, ChunkHash, ChunkRef};
@@ -27,7 +29,6 @@ use crate::blobs::{BytePermit, ChunkHash, ChunkRef};
 const WRITE_BYTES: u64 = 16 << 20;
 /// Chunks in one write.
 const WRITE_CHUNKS: usize = 512;
-const PADDING: [u8; ALIGN as usize] = [0; ALIGN as usize];
 
 /// A chunk to be written.
 pub(super) struct Op {
@@ -70,6 +71,7 @@ pub(super) struct Writer {
     active: Option<Active>,
     next_number: u32,
     writes: u64,
+    pages: Pages,
 }
 
 impl Writer {
@@ -79,6 +81,7 @@ impl Writer {
             active: None,
             next_number,
             writes: 0,
+            pages: Pages::default(),
         }
     }
 
@@ -207,11 +210,9 @@ impl Writer {
             placed.push(header.at(number, end));
             end += stride(op.chunk.len);
         }
-        let mut parts: Vec<&[u8]> = Vec::with_capacity(batch.len() * 3);
-        for (op, header) in batch.iter().zip(&headers) {
-            let padding = stride(op.chunk.len) - (RECORD_HEADER + op.data.len()) as u64;
-            parts.extend([&header[..], &op.data, &PADDING[..padding as usize]]);
-        }
+        let payloads = batch.iter().map(|op| &op.data[..]);
+        let headers = headers.iter().map(|header| &header[..]);
+        let parts = self.pages.lay_out(headers.zip(payloads));
         let began = Instant::now();
         if let Err(error) = active.file.write_at(&parts, active.end) {
             tracing::warn!(%error, "writing chunks");

@@ -211,7 +211,7 @@ fn a_sealed_segment_that_lost_its_end_keeps_the_rest() {
     }
     store.close();
     let path = segment(1);
-    disk.cut(&path, disk.size_of(&path) - 100);
+    disk.cut(&path, disk.size_of(&path) - record::PAGE);
     let store = open(&disk);
     assert_eq!(store.found().damaged, 1);
     let lost = (0..40).filter(|&i| store.read(chunk(i).0).unwrap().is_none());
@@ -356,7 +356,7 @@ fn a_segment_of_a_newer_format_is_refused_by_name() {
     write(&rt, &store, 1).unwrap();
     store.close();
     let file = disk.open(&segment(1), false).unwrap();
-    let mut head = file.read_at(32, 0).unwrap();
+    let mut head = file.read_at(32, 0).unwrap().to_vec();
     head[8] = 9;
     head[12..16].fill(0);
     let crc = crc32c::crc32c(&head);
@@ -374,10 +374,109 @@ fn a_segment_of_a_newer_format_is_refused_by_name() {
     ));
 }
 
+/// Format 1: records at multiples of 64. What a node wrote before stays readable, with its hints and
+/// without, torn or damaged, and counts as many bytes as it takes.
+#[test]
+fn a_segment_of_the_first_format_is_read_as_it_was_written() {
+    let (rt, disk) = (runtime(), Disk::default());
+    let head = record::SegmentHead {
+        format: 1,
+        ..record::SegmentHead::new(1)
+    };
+    let mut bytes = head.encode();
+    let mut places = Vec::new();
+    for i in 0..5 {
+        let (name, payload) = chunk(i);
+        let offset = bytes.len() as u64;
+        assert!(offset.is_multiple_of(64));
+        let header = record::RecordHeader {
+            chunk: name,
+            crc: crc32c::crc32c(&payload),
+            write: u64::from(i),
+            first: true,
+        };
+        bytes.extend_from_slice(&header.encode(head.seed, offset));
+        bytes.extend_from_slice(&payload);
+        bytes.resize(bytes.len().next_multiple_of(64), 0);
+        places.push((name.hash, header.at(1, offset)));
+    }
+    let end = bytes.len() as u64;
+    let hint = record::encode_hint(head.seed, end, &places);
+    let hint_path = segment(1).with_extension("hint");
+    let holds = |store: &ChunkStore, here: &[u32]| {
+        for i in 0..5 {
+            let expected = here.contains(&i).then(|| chunk(i).1);
+            assert_eq!(store.read(chunk(i).0).unwrap(), expected, "{i}");
+        }
+    };
+    let lay = |bytes: &[u8], hint: Option<&[u8]>| {
+        for name in [disk.names("blob"), disk.names("hint")].concat() {
+            disk.forget(&name);
+        }
+        let file = disk.open(&segment(1), true).unwrap();
+        file.write_at(&[bytes], 0).unwrap();
+        if let Some(hint) = hint {
+            let file = disk.open(&hint_path, true).unwrap();
+            file.write_at(&[hint], 0).unwrap();
+        }
+    };
+
+    for hint in [Some(&hint[..]), None] {
+        lay(&bytes, hint);
+        let store = open(&disk);
+        assert_eq!(store.found(), Found::default());
+        holds(&store, &[0, 1, 2, 3, 4]);
+        // Read whole, its last write was written anew: into a segment of the new format.
+        let moved = u64::from(hint.is_none());
+        let stats = store.stats();
+        let padded = |at: Location| at.bytes().next_multiple_of(64);
+        let first: u64 = places.iter().map(|(_, at)| padded(*at)).sum();
+        assert_eq!(first, end - DATA_START);
+        let gone = moved * padded(places[4].1);
+        assert_eq!(
+            stats.live_bytes,
+            first - gone + moved * record::stride(chunk(4).0.len)
+        );
+        // Live records of an old segment are found by its hint and by walking it.
+        let old = store.sealed().remove(0);
+        assert_eq!(store.live_in(&old).unwrap().len() as u64, 5 - moved);
+        disk.forget(&hint_path);
+        assert_eq!(store.live_in(&old).unwrap().len() as u64, 5 - moved);
+        write(&rt, &store, 9).unwrap();
+        store.close();
+        let store = open(&disk);
+        holds(&store, &[0, 1, 2, 3, 4]);
+        assert_eq!(store.read(chunk(9).0).unwrap(), Some(chunk(9).1));
+        store.close();
+    }
+
+    lay(&bytes[..bytes.len() - 100], None);
+    let store = open(&disk);
+    let torn = Found {
+        damaged: 0,
+        torn: true,
+    };
+    assert_eq!(store.found(), torn);
+    holds(&store, &[0, 1, 2, 3]);
+    store.close();
+
+    let mut damaged = bytes.clone();
+    damaged[places[1].1.payload_offset() as usize + 7] ^= 1;
+    lay(&damaged, None);
+    let store = open(&disk);
+    assert_eq!(store.found().damaged, 1);
+    holds(&store, &[0, 2, 3, 4]);
+}
+
 #[test]
 fn chunks_that_wait_share_a_sync_and_the_bytes_they_waited_with_come_back() {
     let (rt, disk) = (runtime(), Disk::default());
-    let store = open(&disk);
+    let options = Options {
+        segment_bytes: 256 << 10,
+        ..small()
+    };
+    let files = Arc::new(disk.clone());
+    let store = ChunkStore::open(Path::new(DIR), options, files, BlobMetrics::default()).unwrap();
     write(&rt, &store, 0).unwrap();
     let before = disk.syncs();
     let budget = Budget::new(1 << 20);
@@ -403,8 +502,8 @@ fn chunks_that_wait_share_a_sync_and_the_bytes_they_waited_with_come_back() {
         }
     });
     let syncs = disk.syncs() - before;
-    // One for what came first, one for the rest, and two for the head of a new segment.
-    assert!(syncs <= 5, "{syncs} syncs for 15 chunks");
+    // One for what came first, one for the rest.
+    assert!(syncs <= 2, "{syncs} syncs for 15 chunks");
     assert_eq!(budget.held(), 0);
 }
 
@@ -444,6 +543,14 @@ fn what_is_collected_gives_its_segments_back_and_what_is_needed_moves() {
 
 #[test]
 fn disks_write_little_more_than_they_are_given() {
+    // Of a body in whole chunks, and of the least that is no row.
+    for (len, percent) in [(1 << 20, 101), ((16 << 10) + 1, 126)] {
+        let (given, written) = written_for(len);
+        assert!(written * 100 <= given * percent, "{written} for {given}");
+    }
+}
+
+fn written_for(len: usize) -> (u64, u64) {
     let (rt, disk) = (runtime(), Disk::default());
     let store = ChunkStore::open(
         Path::new(DIR),
@@ -454,7 +561,9 @@ fn disks_write_little_more_than_they_are_given() {
     .unwrap();
     let mut given = 0;
     for i in 0..64_u32 {
-        let bytes = Bytes::from(i.to_le_bytes().repeat(16 << 8));
+        let mut bytes = i.to_le_bytes().repeat(len / 4 + 1);
+        bytes.truncate(len);
+        let bytes = Bytes::from(bytes);
         given += bytes.len() as u64;
         let crc = crc32c::crc32c(&bytes);
         let name = ChunkRef::of(&bytes);
@@ -462,8 +571,7 @@ fn disks_write_little_more_than_they_are_given() {
             .unwrap();
     }
     store.close();
-    let written = disk.written();
-    assert!(written * 100 <= given * 102, "{written} for {given}");
+    (given, disk.written())
 }
 
 /// Segments with hints are not read at open: here they are holes.
@@ -472,7 +580,7 @@ fn a_store_of_many_chunks_opens_by_its_hints_in_no_time() {
     const SEGMENTS: u32 = 100;
     const EACH: u32 = 2000;
     let dir = tempfile::tempdir().unwrap();
-    let segments = Segments::new(dir.path(), Arc::new(SystemFiles));
+    let segments = Segments::new(dir.path(), Arc::new(SystemFiles::default()));
     for _ in 0..SEGMENTS {
         let number = segments.all().len() as u32 + 1;
         let (segment, file) = segments.create(number).unwrap();
@@ -485,7 +593,7 @@ fn a_store_of_many_chunks_opens_by_its_hints_in_no_time() {
                     len: 60_000,
                     crc: 0,
                 };
-                end += at.stride();
+                end += segment.head.stride(at);
                 (ChunkHash(rand::random()), at)
             })
             .collect();
@@ -493,7 +601,7 @@ fn a_store_of_many_chunks_opens_by_its_hints_in_no_time() {
         segments.write_hint(segment.head, end, &records).unwrap();
     }
     let began = std::time::Instant::now();
-    let files = Arc::new(SystemFiles);
+    let files = Arc::new(SystemFiles::default());
     let store = ChunkStore::open(
         dir.path(),
         Options::default(),
@@ -508,6 +616,43 @@ fn a_store_of_many_chunks_opens_by_its_hints_in_no_time() {
     println!("{} chunks in {took:?}", SEGMENTS * EACH);
 }
 
+/// A file system that does not write past its page cache says so when the file is opened, or when it
+/// is written to, as any does about what are no pages.
+#[test]
+fn what_cannot_be_written_past_the_page_cache_is_written_through_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SystemFiles::default();
+    let path = dir.path().join("file");
+    let file = files.create_for_pages(&path).unwrap();
+    file.write_at(&[b"no ", b"pages"], 10).unwrap();
+    file.write_at(&[b"at all"], 18).unwrap();
+    file.sync().unwrap();
+    assert_eq!(file.read_at(14, 10).unwrap(), &b"no pagesat all"[..]);
+    assert_eq!(file.size().unwrap(), 24);
+    let again = files.create_for_pages(&path).unwrap();
+    assert_eq!(again.size().unwrap(), 0);
+    again.write_at(&[b"still"], 0).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"still");
+}
+
+/// What is read lies in memory as in the file, so that a chunk that is moved is not copied for it.
+#[test]
+fn what_is_read_can_be_written_as_it_lies() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SystemFiles::default();
+    let path = dir.path().join("file");
+    let bytes: Vec<u8> = (0..100_000_u32).map(|at| (at * 7 % 251) as u8).collect();
+    let file = files.open(&path, true).unwrap();
+    file.write_at(&[&bytes], 0).unwrap();
+    for (offset, len) in [(0, 100_000), (64, 20_000), (4096 + 64, 1), (5000, 95_000)] {
+        let read = file.read_at(len, offset as u64).unwrap();
+        assert!(read == bytes[offset..offset + len]);
+        assert_eq!(read.as_ptr().addr() % 4096, offset % 4096);
+    }
+    let beyond = file.read_at(95_001, 5000).unwrap_err();
+    assert_eq!(beyond.kind(), io::ErrorKind::UnexpectedEof);
+}
+
 /// On the real file system: bytes are where they belong.
 #[test]
 fn a_store_on_the_file_system_keeps_its_chunks_and_takes_little_more_room() {
@@ -520,7 +665,13 @@ fn a_store_on_the_file_system_keeps_its_chunks_and_takes_little_more_room() {
             least_free_bytes: 0,
             ..Options::default()
         };
-        ChunkStore::open(&dir, options, Arc::new(SystemFiles), BlobMetrics::default()).unwrap()
+        ChunkStore::open(
+            &dir,
+            options,
+            Arc::new(SystemFiles::default()),
+            BlobMetrics::default(),
+        )
+        .unwrap()
     };
     let store = open();
     for i in 0..1000 {

@@ -5,11 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::super::files::{BlobFile, Files};
+use super::super::record::PAGE;
 
 const SECTOR: usize = 512;
 
@@ -47,7 +49,12 @@ struct State {
 #[derive(Clone, Default)]
 pub(super) struct Disk(Arc<Mutex<State>>, Arc<Mutex<()>>);
 
-struct OpenFile(Disk, usize);
+struct OpenFile {
+    disk: Disk,
+    inode: usize,
+    /// It takes whole pages at pages' addresses, and refuses all else.
+    pages: bool,
+}
 
 fn killed() -> io::Error {
     io::Error::other("killed")
@@ -157,6 +164,30 @@ impl Disk {
         let state = self.0.lock();
         state.inodes[state.names[path]].now.len()
     }
+
+    fn open_as(&self, path: &Path, fresh: bool, pages: bool) -> io::Result<Arc<dyn BlobFile>> {
+        let mut state = self.0.lock();
+        if state.dead {
+            return Err(killed());
+        }
+        let found = state.names.get(path).copied();
+        let inode = match found {
+            Some(inode) if !fresh => inode,
+            None if !fresh => return Err(io::ErrorKind::NotFound.into()),
+            _ => {
+                let inode = state.inodes.len();
+                state.inodes.push(Inode::default());
+                state.change(vec![NameChange::Link(path.to_owned(), inode)]);
+                inode
+            }
+        };
+        drop(state);
+        Ok(Arc::new(OpenFile {
+            disk: self.clone(),
+            inode,
+            pages,
+        }))
+    }
 }
 
 fn apply(names: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
@@ -196,23 +227,11 @@ impl State {
 
 impl Files for Disk {
     fn open(&self, path: &Path, fresh: bool) -> io::Result<Arc<dyn BlobFile>> {
-        let mut state = self.0.lock();
-        if state.dead {
-            return Err(killed());
-        }
-        let found = state.names.get(path).copied();
-        let inode = match found {
-            Some(inode) if !fresh => inode,
-            None if !fresh => return Err(io::ErrorKind::NotFound.into()),
-            _ => {
-                let inode = state.inodes.len();
-                state.inodes.push(Inode::default());
-                state.change(vec![NameChange::Link(path.to_owned(), inode)]);
-                inode
-            }
-        };
-        drop(state);
-        Ok(Arc::new(OpenFile(self.clone(), inode)))
+        self.open_as(path, fresh, false)
+    }
+
+    fn create_for_pages(&self, path: &Path) -> io::Result<Arc<dyn BlobFile>> {
+        self.open_as(path, true, true)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -258,8 +277,14 @@ impl Files for Disk {
 
 impl BlobFile for OpenFile {
     fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
-        let mut state = self.0.0.lock();
+        let mut state = self.disk.0.lock();
         let whole = state.step()?;
+        if self.pages {
+            let whole_pages = |part: &&[u8]| {
+                part.as_ptr().addr().is_multiple_of(PAGE) && part.len().is_multiple_of(PAGE)
+            };
+            assert!(parts.iter().all(whole_pages) && offset.is_multiple_of(PAGE as u64));
+        }
         let mut bytes = parts.concat();
         if !whole {
             // Where the kill hits depends on nothing but the content.
@@ -267,7 +292,7 @@ impl BlobFile for OpenFile {
         }
         state.written += bytes.len() as u64;
         let offset = offset as usize;
-        let inode = &mut state.inodes[self.1];
+        let inode = &mut state.inodes[self.inode];
         let end = offset + bytes.len();
         if inode.now.len() < end {
             inode.now.resize(end, 0);
@@ -277,39 +302,41 @@ impl BlobFile for OpenFile {
         if whole { Ok(()) } else { Err(killed()) }
     }
 
-    fn read_at(&self, len: usize, offset: u64) -> io::Result<Vec<u8>> {
-        let state = self.0.0.lock();
+    fn read_at(&self, len: usize, offset: u64) -> io::Result<Bytes> {
+        let state = self.disk.0.lock();
         if let Some(error) = state.fail_reads {
             return Err(io::Error::from_raw_os_error(error));
         }
         let offset = offset as usize;
-        let bytes = state.inodes[self.1].now.get(offset..offset + len);
-        Ok(bytes.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
+        let bytes = state.inodes[self.inode].now.get(offset..offset + len);
+        Ok(Bytes::copy_from_slice(
+            bytes.ok_or(io::ErrorKind::UnexpectedEof)?,
+        ))
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.0.lock().inodes[self.1].now.len() as u64)
+        Ok(self.disk.0.lock().inodes[self.inode].now.len() as u64)
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {
-        let mut state = self.0.0.lock();
+        let mut state = self.disk.0.lock();
         if !state.step()? {
             return Err(killed());
         }
-        let inode = &mut state.inodes[self.1];
+        let inode = &mut state.inodes[self.inode];
         inode.now.resize(size as usize, 0);
         Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
-        drop(self.0.hold_syncs());
-        let mut state = self.0.0.lock();
+        drop(self.disk.hold_syncs());
+        let mut state = self.disk.0.lock();
         if !state.step()? {
             return Err(killed());
         }
         let failed = state.fail_sync;
         state.syncs += u64::from(!failed);
-        let inode = &mut state.inodes[self.1];
+        let inode = &mut state.inodes[self.inode];
         let dirty = std::mem::take(&mut inode.dirty);
         if failed {
             // As Linux does it: what was not written counts as clean from now on.

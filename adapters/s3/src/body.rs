@@ -15,10 +15,12 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures::stream::{BoxStream, FuturesOrdered};
 use futures::{Stream, StreamExt, TryStreamExt};
-use leadline_kv::blobs::{BlobError, Blobs, BytePermit, CHUNK_BYTES, ChunkRef, Upload};
+use leadline_kv::blobs::{
+    BlobError, Blobs, BytePermit, CHUNK_BYTES, ChunkRef, Upload, chunk_buffer,
+};
 use leadline_raft::{Context, DeadlineSource};
 use s3s::dto::StreamingBlob;
 use s3s::stream::{ByteStream, RemainingLength};
@@ -111,6 +113,9 @@ pub(crate) struct Receiver<'a> {
     pub(crate) near: Bytes,
 }
 
+/// A chunk on the replicas, and when its push began.
+type Pushed = Result<(Instant, ChunkRef), BlobError>;
+
 impl Receiver<'_> {
     /// Reserves the memory for a body of `length` bytes (if known): before it is read.
     pub(crate) fn reserve(&self, length: Option<u64>) -> S3Result<BytePermit> {
@@ -132,6 +137,8 @@ impl Receiver<'_> {
         held: BytePermit,
     ) -> S3Result<Received> {
         let mut buffer = BytesMut::new();
+        // Of the frame received last, what did not fit into the chunk.
+        let mut left = Bytes::new();
         let mut size = 0_u64;
         let mut upload = Upload::new();
         let mut pushes = FuturesOrdered::new();
@@ -139,11 +146,14 @@ impl Receiver<'_> {
             return Ok(inline(Bytes::new(), 0, hashes, held));
         };
         loop {
-            if size > INLINE as u64 || length.is_some_and(|length| length > INLINE as u64) {
-                buffer.reserve(CHUNK_BYTES.saturating_sub(buffer.len()));
-            }
             // The next chunk, while those before are pushed.
             while buffer.len() < CHUNK_BYTES {
+                if !left.is_empty() {
+                    let before = size - left.len() as u64;
+                    let rest = length.map(|length| length.saturating_sub(before));
+                    fill(&mut buffer, &mut left, rest);
+                    continue;
+                }
                 let step = self.pace.step();
                 let frame = tokio::select! {
                     biased;
@@ -163,7 +173,7 @@ impl Receiver<'_> {
                                 "the body is longer than it said"
                             ));
                         }
-                        buffer.extend_from_slice(&bytes);
+                        left = bytes;
                     }
                     Some(Err(source)) => return Err(broken(source)),
                     None => {
@@ -175,9 +185,9 @@ impl Receiver<'_> {
                             return Ok(inline(buffer.freeze(), size, hashes, held));
                         }
                         if !buffer.is_empty() {
-                            let chunk = buffer.split().freeze();
+                            let chunk = buffer.freeze();
                             pushes.push_back(self.push(chunk.clone(), held.clone()));
-                            hashes = hash(hashes, chunk).await?;
+                            hashes = beside(&mut pushes, &mut upload, hash(hashes, chunk)).await?;
                         }
                         while let Some(pushed) = pushes.next().await {
                             note(&mut upload, pushed)?;
@@ -196,27 +206,18 @@ impl Receiver<'_> {
                     }
                 }
             }
-            let chunk = buffer.split_to(CHUNK_BYTES).freeze();
+            let chunk = std::mem::take(&mut buffer).freeze();
             while pushes.len() >= PUSHED_AT_ONCE {
                 if let Some(pushed) = pushes.next().await {
                     note(&mut upload, pushed)?;
                 }
             }
             pushes.push_back(self.push(chunk.clone(), held.clone()));
-            // Pushes go on meanwhile.
-            let hashing = hash(hashes, chunk);
-            tokio::pin!(hashing);
-            hashes = loop {
-                tokio::select! {
-                    biased;
-                    hashed = &mut hashing => break hashed?,
-                    Some(pushed) = pushes.next(), if !pushes.is_empty() => note(&mut upload, pushed)?,
-                }
-            };
+            hashes = beside(&mut pushes, &mut upload, hash(hashes, chunk)).await?;
         }
     }
 
-    async fn push(&self, chunk: Bytes, held: BytePermit) -> Result<(Instant, ChunkRef), BlobError> {
+    async fn push(&self, chunk: Bytes, held: BytePermit) -> Pushed {
         let began = Instant::now();
         let ctx = self.pace.step();
         let chunk = self.blobs.put(&ctx, &self.near, chunk, &held).await?;
@@ -224,7 +225,44 @@ impl Receiver<'_> {
     }
 }
 
-fn note(upload: &mut Upload, pushed: Result<(Instant, ChunkRef), BlobError>) -> S3Result<()> {
+/// Does `work` while pushes go on.
+async fn beside<T>(
+    pushes: &mut FuturesOrdered<impl Future<Output = Pushed>>,
+    upload: &mut Upload,
+    work: impl Future<Output = S3Result<T>>,
+) -> S3Result<T> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            Some(pushed) = pushes.next(), if !pushes.is_empty() => note(upload, pushed)?,
+        }
+    }
+}
+
+/// Moves what fits of `frame` into the chunk in `chunk`, of which, with the frame, `rest` bytes are to
+/// come, if that is known. What may be no chunk but a row takes no more memory than it needs.
+fn fill(chunk: &mut BytesMut, frame: &mut Bytes, rest: Option<u64>) {
+    let taken = frame.len().min(CHUNK_BYTES - chunk.len());
+    let full = chunk.len() + taken;
+    let wanted = match rest {
+        Some(rest) => usize::try_from(rest).map_or(CHUNK_BYTES, |rest| {
+            chunk.len().saturating_add(rest).min(CHUNK_BYTES)
+        }),
+        None if full > INLINE => CHUNK_BYTES,
+        None => full,
+    };
+    if wanted > INLINE && wanted > chunk.capacity() {
+        let mut placed = chunk_buffer(wanted);
+        placed.extend_from_slice(chunk);
+        *chunk = placed;
+    }
+    chunk.extend_from_slice(&frame[..taken]);
+    frame.advance(taken);
+}
+
+fn note(upload: &mut Upload, pushed: Pushed) -> S3Result<()> {
     let (began, chunk) = pushed.map_err(error::of_blob)?;
     upload.note(began, chunk);
     Ok(())
@@ -536,6 +574,31 @@ mod tests {
         }
         drop(received);
         assert_eq!(world.blobs.reserved(), 0, "the permit came back");
+    }
+
+    /// A disk takes chunks from where they were received: whatever the frames, and whether the length
+    /// was known.
+    #[tokio::test]
+    async fn chunks_lie_where_the_disk_wants_them() {
+        let page = |bytes: &[u8]| bytes.as_ptr().addr() % 4096;
+        let wanted = page(&chunk_buffer(1));
+        let world = World::new(64 << 20);
+        let whole = bytes(2 * CHUNK_BYTES + INLINE + 1);
+        for length in [Some(whole.len() as u64), None] {
+            for size in [999, 70_001, CHUNK_BYTES + 5, whole.len()] {
+                let received = world.take(frames(&whole, size), length).await.unwrap();
+                let pieces = received.parts.iter();
+                let pieces: Vec<_> = pieces
+                    .flat_map(|part| Piece::decode_all(&part.pieces).unwrap())
+                    .collect();
+                assert_eq!(pieces.len(), 3);
+                for piece in pieces {
+                    let ctx = world.pace.step();
+                    let chunk = world.blobs.get(&ctx, b"near", piece.chunk).await;
+                    assert_eq!(page(&chunk.unwrap()), wanted, "{size} {length:?}");
+                }
+            }
+        }
     }
 
     #[tokio::test]

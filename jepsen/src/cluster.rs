@@ -109,7 +109,8 @@ impl Cluster {
         matches!(self.system, System::Leadline { .. })
     }
 
-    /// Every group has three voters (all nodes, where there are fewer), no learner, and a leader.
+    /// Every group has three voters (all nodes, where there are fewer) that answer, nobody else, and
+    /// a leader.
     pub(crate) async fn wait_until_whole(&self, patience: Duration) -> Result<(), String> {
         if !self.is_leadline() {
             return Ok(());
@@ -118,19 +119,7 @@ impl Cluster {
         self.wait(
             patience,
             "every group has its voters and a leader",
-            |overview| {
-                let groups = overview["groups"].as_array()?;
-                let whole = groups.iter().all(|group| {
-                    let of = |role: &str| {
-                        group["replicas"].as_array().map_or(0, |replicas| {
-                            let is = |replica: &&Value| replica["role"] == role;
-                            replicas.iter().filter(is).count()
-                        })
-                    };
-                    of("voter") >= voters && of("learner") == 0 && !group["leader"].is_null()
-                });
-                (whole && groups.len() > 1).then_some(())
-            },
+            |overview| is_whole(overview, voters).then_some(()),
         )
         .await
     }
@@ -525,6 +514,21 @@ impl Cluster {
 }
 
 /// Where Debian and others put libfaketime.
+/// Whether each group of `overview` has a leader and at least `voters` replicas, all of them voters
+/// that answer: the voter on a disk that is lost counts until another has taken its place, and losing
+/// a second one before that loses what was promised.
+fn is_whole(overview: &Value, voters: usize) -> bool {
+    let Some(groups) = overview["groups"].as_array() else {
+        return false;
+    };
+    let whole = |group: &Value| {
+        let replicas = group["replicas"].as_array().map_or(&[][..], Vec::as_slice);
+        let answers = |replica: &Value| replica["role"] == "voter" && !replica["status"].is_null();
+        replicas.len() >= voters && replicas.iter().all(answers) && !group["leader"].is_null()
+    };
+    groups.len() > 1 && groups.iter().all(whole)
+}
+
 fn faketime() -> Result<PathBuf, String> {
     [
         "/usr/lib/x86_64-linux-gnu",
@@ -585,5 +589,29 @@ impl Drop for Cluster {
             }
         }
         self.network.remove_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_voter_that_does_not_answer_and_one_that_is_no_voter_yet_make_a_group_less_than_whole() {
+        let voter = json!({"role": "voter", "status": {"term": 1}});
+        let lost = json!({"role": "voter", "status": null});
+        let learner = json!({"role": "learner", "status": {"term": 1}});
+        let overview = |replicas: &[&Value]| {
+            let meta = json!({"leader": 1, "replicas": [voter, voter, voter]});
+            json!({"groups": [meta, {"leader": 1, "replicas": replicas}]})
+        };
+        assert!(is_whole(&overview(&[&voter, &voter, &voter]), 3));
+        assert!(!is_whole(&overview(&[&voter, &voter]), 3));
+        assert!(!is_whole(&overview(&[&voter, &voter, &lost]), 3));
+        assert!(!is_whole(&overview(&[&voter, &voter, &voter, &lost]), 3));
+        assert!(!is_whole(&overview(&[&voter, &voter, &voter, &learner]), 3));
+        assert!(!is_whole(&json!({}), 3));
     }
 }

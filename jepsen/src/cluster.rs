@@ -513,7 +513,6 @@ impl Cluster {
     }
 }
 
-/// Where Debian and others put libfaketime.
 /// Whether each group of `overview` has a leader and at least `voters` replicas, all of them voters
 /// that answer: the voter on a disk that is lost counts until another has taken its place, and losing
 /// a second one before that loses what was promised.
@@ -529,6 +528,7 @@ fn is_whole(overview: &Value, voters: usize) -> bool {
     groups.len() > 1 && groups.iter().all(whole)
 }
 
+/// Where Debian and others put libfaketime.
 fn faketime() -> Result<PathBuf, String> {
     [
         "/usr/lib/x86_64-linux-gnu",

@@ -260,6 +260,10 @@ fn fill(chunk: &mut BytesMut, frame: &mut Bytes, rest: Option<u64>) {
     }
     chunk.extend_from_slice(&frame[..taken]);
     frame.advance(taken);
+    if frame.is_empty() {
+        // An empty view would keep what the frame was read into for as long as the sender is silent.
+        *frame = Bytes::new();
+    }
 }
 
 fn note(upload: &mut Upload, pushed: Pushed) -> S3Result<()> {

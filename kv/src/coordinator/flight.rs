@@ -1,7 +1,8 @@
 //! A request under way, and when it may be sent again.
 //!
 //! # Invariants
-//! 1. A request is sent again only if it was *not applied*, or has a request id.
+//! 1. A request is sent again only if it was *not applied*, or has a request id. Once the outcome of
+//!    one sending is unknown, a refusal of a later one does not make the request *not applied*.
 //! 2. It is sent again only if its caller has submitted nothing after it that it must not change
 //!    places with: a write with anything on its keys, a read with a write on its keys. So a caller's
 //!    operations on one key are evaluated in the order of their submission or not at all, through
@@ -28,6 +29,8 @@ pub(crate) struct Flight {
     pub(super) lane: Arc<Lane>,
     pub(super) request: Request,
     pub(super) attempts: u8,
+    /// The outcome of an earlier sending is unknown.
+    pub(super) unknown: bool,
     pub(super) _permit: Permit,
 }
 
@@ -66,6 +69,7 @@ impl Flight {
         if self.attempts >= MOST_ATTEMPTS {
             return None;
         }
+        self.unknown |= error.outcome() == Outcome::Unknown;
         // The lane learns who leads even if this request cannot profit.
         let hint = match error {
             KvError::NoLeader { leader } => *leader,
@@ -88,6 +92,18 @@ impl Flight {
         }
         self.attempts += 1;
         Some(held.park(request.clone(), self.attempts))
+    }
+}
+
+impl Flight {
+    /// What the request ends with, if its last sending ended with `error`.
+    pub(super) fn ended(&self, error: KvError) -> KvError {
+        if self.unknown && error.outcome() == Outcome::NotApplied {
+            return KvError::Unknown(
+                "an earlier sending was not answered, and later ones were refused",
+            );
+        }
+        error
     }
 }
 

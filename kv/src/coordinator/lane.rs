@@ -219,6 +219,7 @@ impl Lane {
             lane: Arc::clone(self),
             request,
             attempts: 0,
+            unknown: false,
             _permit: permit,
         })
     }

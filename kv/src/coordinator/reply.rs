@@ -172,8 +172,11 @@ impl Future for PendingReply {
                 this.at = next.at;
                 continue;
             }
-            this.flight = None;
-            return Poll::Ready(reply);
+            let flight = this.flight.take();
+            return Poll::Ready(match flight {
+                Some(flight) => reply.map_err(|error| flight.ended(error)),
+                None => reply,
+            });
         }
     }
 }

@@ -593,6 +593,39 @@ async fn when_the_stream_breaks_a_read_is_sent_again_and_a_write_is_unknown() {
     node.nothing_is_left();
 }
 
+/// Invariant 1 of flights: a refusal says nothing about an earlier sending.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_may_have_been_applied_is_not_called_not_applied_by_a_later_refusal() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    let ctx = within(500);
+    let id = node.coordinator.next_request_id();
+    let put = node.coordinator.submit_once(&ctx, id, write("a"));
+    let put = tokio::spawn(put);
+    while cluster
+        .at(2)
+        .shard
+        .held
+        .lock()
+        .as_ref()
+        .is_some_and(Vec::is_empty)
+    {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // It is evaluated; its answer is lost, and from then on nobody leads.
+    cluster.network.reset(2);
+    cluster.at(2).shard.leading.store(false, Ordering::SeqCst);
+    for at in 1..=3 {
+        cluster.at(at).believe(Leadership::Unknown);
+    }
+    let reply = put.await.unwrap();
+    assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
+    node.nothing_is_left();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_pipeline_at_a_follower_is_evaluated_in_order() {
     let cluster = Cluster::new().await;

@@ -280,8 +280,9 @@ impl<N: Network> TransactionCoordinator<N> {
     /// Rule 6: an attempt that may have committed is settled before there is another.
     async fn settle_earlier(self: &Arc<Self>, ctx: &Context, once: RequestId) -> Option<Reply> {
         let earlier = self.unsettled.lock().get(&once).cloned()?;
+        let (attempt, decision) = (earlier.attempt, &earlier.decision);
         match self
-            .decide(ctx, earlier.attempt, &earlier.primary, &earlier.decision)
+            .decide(ctx, attempt, &earlier.primary, decision, true)
             .await
         {
             Ok(true) => Some(Ok(earlier.reply)),
@@ -313,7 +314,7 @@ impl<N: Network> TransactionCoordinator<N> {
             Ok(known) => known,
             Err(error) => return failed(ctx, error),
         };
-        let (rows, result) = match self.evaluate(ctx, attempt, operation, known).await {
+        let (mut rows, result) = match self.evaluate(ctx, attempt, operation, known).await {
             Ok(evaluated) => evaluated,
             Err(error) => return Attempted::Failed(error),
         };
@@ -329,7 +330,8 @@ impl<N: Network> TransactionCoordinator<N> {
             }
             Err(error) => {
                 // What it stumbled over may be rows of two moments (rule 2).
-                let Some(plan) = self.plan(attempt, rows, Bytes::new(), tries, None) else {
+                rows.drop_effects();
+                let Some(plan) = self.plan(attempt, rows, Bytes::new(), 0, None) else {
                     return Attempted::Conflict;
                 };
                 return match self.validate(ctx, &plan).await {
@@ -708,7 +710,9 @@ impl<N: Network> TransactionCoordinator<N> {
             read,
         };
         // The commit point: past this line only the answer says what became of the attempt.
-        let decided = self.decide(ctx, plan.attempt, &primary, &decision).await;
+        let decided = self
+            .decide(ctx, plan.attempt, &primary, &decision, false)
+            .await;
         if self.dies(Point::Decided) {
             return Attempted::Failed(KvError::Unknown(STOPPED));
         }
@@ -800,27 +804,37 @@ impl<N: Network> TransactionCoordinator<N> {
         if mutations::active(Mutation::NoValidate) {
             return Ok(true);
         }
-        let checks = plan
-            .validations
-            .iter()
-            .map(|(key, seen)| self.step(ctx, plan.attempt, key, Step::Validate(seen.clone())));
+        // A row that is there has a stamp: it was as it was seen from then until it is compared. One
+        // that is absent (in a range too) is so when it is compared, and may have come and gone
+        // before. So those come first, and the rest holds at that instant.
+        let (absent, there): (Vec<_>, Vec<_>) = plan.validations.iter().partition(|(_, seen)| {
+            !seen.ranges.is_empty() || seen.rows.iter().any(|row| row.stamp.is_none())
+        });
         let mut valid = true;
-        for reply in join_all(checks).await {
-            valid &= matches!(reply?, StepReply::Valid(true));
+        for shards in [absent, there] {
+            let checks = shards
+                .into_iter()
+                .map(|(key, seen)| self.step(ctx, plan.attempt, key, Step::Validate(seen.clone())));
+            for reply in join_all(checks).await {
+                valid &= matches!(reply?, StepReply::Valid(true));
+            }
+            if !valid {
+                break;
+            }
         }
         Ok(valid)
     }
 
     /// Sends *decide* until it is answered: whether the attempt is committed. An error of unknown
-    /// outcome leaves that open.
+    /// outcome leaves that open; where it is `unknown` already there is no other.
     async fn decide(
         &self,
         ctx: &Context,
         attempt: AttemptId,
         primary: &Bytes,
         decision: &Decide,
+        mut unknown: bool,
     ) -> Result<bool, KvError> {
-        let mut unknown = false;
         let mut pause = FIRST_PAUSE;
         loop {
             let step = Step::Decide(decision.clone());
@@ -937,7 +951,7 @@ impl<N: Network> TransactionCoordinator<N> {
         let coordinator = Arc::clone(self);
         async move {
             match coordinator
-                .decide(&after, attempt, &primary, &decision)
+                .decide(&after, attempt, &primary, &decision, true)
                 .await
             {
                 Ok(true) => {

@@ -18,8 +18,9 @@ use crate::wire::{
 };
 use crate::{KvError, RowError, Timestamp};
 
-/// Abort records that are worth a mark.
+/// Abort records that are worth a mark, and how many go at once: a batch is one log entry.
 const WORTH_FORGETTING: usize = 32;
+const FORGOTTEN_AT_ONCE: usize = 4096;
 
 /// Does `step` of the attempt `id`. What it changes is in the overlay and in `transactions` when
 /// this returns [`Stepped::Changed`], and nowhere otherwise.
@@ -363,10 +364,15 @@ fn abort(transactions: &mut Transactions, id: AttemptId) -> Stepped {
 
 /// Forgets abort records below the session's mark, which is written with that (rule 5).
 fn forget_aborted(transactions: &mut Transactions, session: u128, mark: u64) {
-    let forgotten = transactions.table.aborted_below(session, mark);
+    let forgotten = transactions
+        .table
+        .aborted_below(session, mark, FORGOTTEN_AT_ONCE + 1);
     if forgotten.len() < WORTH_FORGETTING {
         return;
     }
+    // The mark is at the first that stays.
+    let mark = forgotten.get(FORGOTTEN_AT_ONCE).copied().unwrap_or(mark);
+    let forgotten = forgotten.into_iter().take(FORGOTTEN_AT_ONCE);
     for number in forgotten {
         transactions.delete(attempt_name(ABORT, AttemptId { session, number }));
     }

@@ -115,6 +115,14 @@ impl TransactionRows {
         self.known
     }
 
+    /// Drops all changes; what was seen stays.
+    pub(super) fn drop_effects(&mut self) {
+        self.writes.clear();
+        self.adds.clear();
+        self.deleted.clear();
+        self.wakes.clear();
+    }
+
     /// Whether anything was changed.
     pub(super) fn has_effects(&self) -> bool {
         !(self.writes.is_empty() && self.adds.is_empty() && self.deleted.is_empty())

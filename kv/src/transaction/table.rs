@@ -129,12 +129,12 @@ impl Table {
             .is_some_and(|session| id.number < session.mark || session.aborted.contains(&id.number))
     }
 
-    /// Abort records of a session below `mark`.
-    pub(super) fn aborted_below(&self, session: u128, mark: u64) -> Vec<u64> {
+    /// The first `most` abort records of a session below `mark`.
+    pub(super) fn aborted_below(&self, session: u128, mark: u64, most: usize) -> Vec<u64> {
         self.sessions
             .get(&session)
             .map_or_else(Vec::new, |session| {
-                session.aborted.range(..mark).copied().collect()
+                session.aborted.range(..mark).take(most).copied().collect()
             })
     }
 

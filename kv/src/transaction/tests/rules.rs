@@ -9,7 +9,7 @@ use leadline_raft::{Context, Ended};
 use tokio_util::sync::CancellationToken;
 
 use super::super::coordinate::{Attempted, Point};
-use super::{Cluster, Fate, Gate, follow, key, read_all, script, set_all};
+use super::{Cluster, Fate, Gate, follow, key, number, put, read_all, script, set_all};
 use crate::transaction::AttemptId;
 use crate::transaction::steps::{TransactionOperation, decode};
 use crate::wire::transaction_reply::Reply as StepReply;
@@ -17,7 +17,7 @@ use crate::wire::transaction_step::Step;
 use crate::wire::{
     Decide, LockRows, Participant, ReadRows, RowChange, SeenRow, ValidateRows, row_change::Change,
 };
-use crate::{Access, KvError, RequestId};
+use crate::{Access, KvError, RequestId, RowError};
 
 const TTL: Duration = Duration::from_millis(60);
 
@@ -148,6 +148,84 @@ async fn rule_1_what_is_compared_later_is_read_without_a_proof_and_not_before_it
         Some(Bytes::from_static(b"9"))
     );
     write.await.unwrap();
+}
+
+/// Waits until one message waits at the gate, and gives its step and shard.
+async fn only_waiting(gate: &Gate) -> (&'static str, usize) {
+    let began = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(began.elapsed() < Duration::from_secs(5), "nothing was sent");
+        let waiting = gate.waiting.lock();
+        if let [message] = waiting.iter().collect::<Vec<_>>()[..] {
+            return (message.step_name(), message.shard);
+        }
+        assert!(waiting.is_empty(), "more than one message waits");
+    }
+}
+
+async fn deliver_one(cluster: &Arc<Cluster>, gate: &Gate) {
+    let message = gate.waiting.lock().pop_front();
+    super::explore::deliver(cluster, &mut message.unwrap()).await;
+}
+
+/// What is absent may have come and gone unseen until it is compared; what is there has not.
+#[tokio::test]
+async fn rule_1_what_is_absent_is_compared_before_what_is_there() {
+    let cluster = Cluster::new(TTL).await;
+    let [x, y] = keys();
+    for absent in [0, 1] {
+        let there = 1 - absent;
+        let keys = [key(0, &format!("x{absent}")), key(1, &format!("y{absent}"))];
+        let set = set_all(&[keys[there].clone()], 7);
+        cluster.on_shard(there, set).await.unwrap();
+        let gate = Arc::new(Gate::default());
+        let coordinator = cluster.gated(&gate, 0);
+        let running = tokio::spawn(async move {
+            let read = read_all(&keys);
+            coordinator.attempt(&ctx(), &read, None, 0).await
+        });
+        assert_eq!(only_waiting(&gate).await, ("TXN.VALIDATE", absent));
+        deliver_one(&cluster, &gate).await;
+        assert_eq!(only_waiting(&gate).await, ("TXN.VALIDATE", there));
+        deliver_one(&cluster, &gate).await;
+        assert!(matches!(running.await.unwrap(), Attempted::Done(_)));
+    }
+    assert_eq!(cluster.values(&[x, y]).await, [0, 0]);
+}
+
+/// It may have stumbled over rows of two moments.
+#[tokio::test]
+async fn rule_2_an_operation_that_fails_after_it_wrote_is_validated_too() {
+    let cluster = Cluster::new(TTL).await;
+    let [x, y] = keys();
+    let gate = Arc::new(Gate::default());
+    let coordinator = cluster.gated(&gate, 0);
+    for changed in [true, false] {
+        let failing = script(&keys(), Access::Write, {
+            let x = x.clone();
+            move |rows| {
+                number(rows, &x)?;
+                put(rows, &x, 1);
+                Err(RowError::Storage("a hole".to_owned()))
+            }
+        });
+        let coordinator = Arc::clone(&coordinator);
+        let running =
+            tokio::spawn(async move { coordinator.attempt(&ctx(), &failing, None, 0).await });
+        assert_eq!(only_waiting(&gate).await, ("TXN.VALIDATE", 0));
+        if changed {
+            let set = set_all(&[x.clone()], 5);
+            cluster.on_shard(0, set).await.unwrap();
+        }
+        deliver_one(&cluster, &gate).await;
+        match running.await.unwrap() {
+            Attempted::Conflict => assert!(changed),
+            Attempted::Failed(KvError::Storage(_)) => assert!(!changed),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(cluster.values(&[x, y]).await, [5, 0]);
 }
 
 #[tokio::test]
@@ -449,6 +527,36 @@ async fn rule_5_abort_records_go_only_below_the_mark_and_the_mark_refuses_what_i
     for number in [1, 35, 36, 40] {
         let late = send(&cluster, 0, attempt(number), 36, &x, lock_of(&x, &x, "1")).await;
         assert!(matches!(late, StepReply::Aborted(_)), "{number}: {late:?}");
+    }
+}
+
+/// A batch is one log entry, which has a bound.
+#[tokio::test]
+async fn rule_5_abort_records_go_a_bounded_number_at_a_time() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let x = key(0, "x");
+    for number in 1..=9000 {
+        let step = TransactionOperation::new(attempt(number), 1, x.clone(), Step::Abort(true));
+        drop(cluster.submit(0, &ctx(), step));
+    }
+    send(&cluster, 0, attempt(9001), 1, &x, Step::Abort(true)).await;
+    let engine = &cluster.shards[0].engine;
+    for size in [100_000..150_000, 100_000..150_000, 10_000..50_000] {
+        engine.hold();
+        let lock = lock_of(&x, &x, "1");
+        let step = TransactionOperation::new(attempt(9002), 9002, x.clone(), lock);
+        let locked = cluster.submit(0, &ctx(), step);
+        while engine.held() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let entry = engine.held_entries()[0].len();
+        assert!(size.contains(&entry), "{entry}");
+        engine.open();
+        locked.await.unwrap();
+        for number in [1, 4096, 4097, 8192, 9001] {
+            let late = send(&cluster, 0, attempt(number), 1, &x, lock_of(&x, &x, "1")).await;
+            assert!(matches!(late, StepReply::Aborted(_)), "{number}: {late:?}");
+        }
     }
 }
 

@@ -604,7 +604,6 @@ async fn a_write_that_may_have_been_applied_is_not_called_not_applied_by_a_later
     let ctx = within(500);
     let id = node.coordinator.next_request_id();
     let put = node.coordinator.submit_once(&ctx, id, write("a"));
-    let put = tokio::spawn(put);
     while cluster
         .at(2)
         .shard
@@ -621,7 +620,7 @@ async fn a_write_that_may_have_been_applied_is_not_called_not_applied_by_a_later
     for at in 1..=3 {
         cluster.at(at).believe(Leadership::Unknown);
     }
-    let reply = put.await.unwrap();
+    let reply = put.await;
     assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
     node.nothing_is_left();
 }

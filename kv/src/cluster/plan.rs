@@ -5,7 +5,8 @@
 //!    group has two sets of voters, the loss of one more node may stop it for good.
 //! 2. A replica is replaced before it is removed, where a node is free to take its place.
 //! 3. A group never gets fewer voters than it had, except by losing removed nodes.
-//! 4. Leaderships move for balance only when nothing else is to be done.
+//! 4. A learner of a data group that has all its voters, and all of them there, goes. Leaderships
+//!    move for balance only when nothing else is to be done.
 //! 5. A promotion that is held back (the learner lacks chunks) is planned again, and holds up what
 //!    comes after it: the voter that the learner shall replace stays.
 
@@ -177,10 +178,21 @@ fn change(
         .map(|(&node, _)| node)
         .collect();
     // The leader goes last, by moving its leadership first.
-    let node = *gone
+    let gone = gone
         .iter()
         .find(|&&node| node != view.leader)
-        .or(gone.first())?;
+        .or(gone.first());
+    let Some(&node) = gone else {
+        // A learner that was away when it was its turn to vote, so that another took the place. While
+        // a voter is away it may be wanted yet.
+        let enough = group != GroupId::META
+            && voters.len() >= wanted
+            && voters.iter().all(|node| live.contains(node));
+        let spare = learners.map(|(&node, _)| node).next();
+        return spare
+            .filter(|_| enough)
+            .map(|node| Step::Remove { group, node });
+    };
     if node == view.leader {
         let to = voters.into_iter().find(|node| live.contains(node))?;
         return Some(Step::Transfer { group, to });
@@ -470,6 +482,34 @@ mod tests {
         }
         world.settle();
         assert_eq!(world.voters(1), [1, 3]);
+    }
+
+    #[test]
+    fn a_learner_whose_place_another_took_is_let_go_when_every_voter_is_there() {
+        let mut world = World::new(2);
+        for _ in 0..3 {
+            world.join();
+        }
+        world.settle();
+        assert_eq!(world.voters(1).len(), 3);
+        let spare = (1..=4)
+            .find(|node| !world.voters(1).contains(node))
+            .unwrap();
+        let members = &mut world.seen.get_mut(&GroupId(1)).unwrap().members;
+        members.insert(NodeId(spare), Role::Learner);
+        let away = NodeId(world.voters(1)[1]);
+        world.live.remove(&away);
+        let remove = Step::Remove {
+            group: GroupId(1),
+            node: NodeId(spare),
+        };
+        let steps = plan(&world.catalog(), &world.seen, &world.live);
+        assert!(!steps.contains(&remove), "{steps:?}");
+        world.live.insert(away);
+        world.settle();
+        assert_eq!(world.seen[&GroupId(1)].members.len(), 3);
+        // The fourth node replicates the meta group for as long as it is there.
+        assert_eq!(world.seen[&GroupId::META].members.len(), 4);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::{Buf, Bytes};
 use rustix::buffer::spare_capacity;
 
+use super::pages;
 use super::record::PAGE;
 
 /// What one call of `writev` takes.
@@ -76,7 +77,7 @@ impl Files for SystemFiles {
         let direct = match direct {
             Ok(direct) => direct,
             Err(error) if is_refusal(&error) => {
-                self.cached_only.store(true, Ordering::Relaxed);
+                note_refusal(&self.cached_only, &error);
                 return Ok(Arc::new(cached));
             }
             Err(error) => return Err(error),
@@ -140,6 +141,13 @@ fn is_refusal(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
 }
 
+/// From now on nothing is written past the page cache; says so the first time.
+fn note_refusal(cached_only: &AtomicBool, error: &io::Error) {
+    if !cached_only.swap(true, Ordering::Relaxed) {
+        tracing::info!(%error, "chunks are written through the page cache: the file system refuses O_DIRECT");
+    }
+}
+
 /// A file whose pages the disk takes from the writer's memory. What was not written past the page
 /// cache, because it could not be, is written through it.
 struct PageFile {
@@ -153,10 +161,7 @@ impl BlobFile for PageFile {
     fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
         if !self.cached_only.load(Ordering::Relaxed) {
             match write_all(&self.direct, parts, offset) {
-                Err(error) if is_refusal(&error) => {
-                    tracing::info!(%error, "chunks are written through the page cache: the file system refuses O_DIRECT");
-                    self.cached_only.store(true, Ordering::Relaxed);
-                }
+                Err(error) if is_refusal(&error) => note_refusal(&self.cached_only, &error),
                 outcome => return outcome,
             }
         }
@@ -187,7 +192,7 @@ impl BlobFile for File {
 
     fn read_at(&self, len: usize, offset: u64) -> io::Result<Bytes> {
         let mut bytes: Vec<u8> = Vec::with_capacity(len + PAGE);
-        let before = (offset as usize).wrapping_sub(bytes.as_ptr().addr()) % PAGE;
+        let before = pages::before(bytes.as_ptr(), offset as usize);
         bytes.resize(before, 0);
         while bytes.len() < before + len {
             let at = offset + (bytes.len() - before) as u64;

@@ -16,10 +16,15 @@ use super::record::{PAGE, RECORD_HEADER};
 #[must_use]
 pub fn chunk_buffer(len: usize) -> BytesMut {
     let mut buffer = BytesMut::with_capacity(len + PAGE);
-    let before = RECORD_HEADER.wrapping_sub(buffer.as_ptr().addr()) % PAGE;
+    let before = before(buffer.as_ptr(), RECORD_HEADER);
     buffer.resize(before, 0);
     buffer.advance(before);
     buffer
+}
+
+/// Bytes from `memory` on to the first that lies `place` bytes behind a page's address.
+pub(super) fn before(memory: *const u8, place: usize) -> usize {
+    place.wrapping_sub(memory.addr()) % PAGE
 }
 
 /// What of `payload` lies in pages of its own, if its record begins with a page's address.
@@ -85,7 +90,7 @@ impl Pages {
         if self.bytes.capacity() < bytes + PAGE {
             self.bytes = Vec::with_capacity(bytes + PAGE);
         }
-        self.start = self.bytes.as_ptr().addr().wrapping_neg() % PAGE;
+        self.start = before(self.bytes.as_ptr(), 0);
         self.bytes.resize(self.start, 0);
     }
 }

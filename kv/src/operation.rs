@@ -104,12 +104,6 @@ pub trait Operation: Send + Sync + fmt::Debug + 'static {
         true
     }
 
-    /// Whether whoever asks compares what it got before it relies on it: rows as they were committed
-    /// at any time will do for an answer, which then needs no proof of leadership.
-    fn is_rechecked(&self) -> bool {
-        false
-    }
-
     /// Whether this may be answered beneath locks if it meets one after the other: for walks over
     /// everything, which promise less.
     fn may_overlook_locks(&self) -> bool {

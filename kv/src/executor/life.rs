@@ -9,7 +9,7 @@
 //!    numbered later. Such a batch is in the log behind everything that was acknowledged before the
 //!    read came: had another leader acknowledged something meanwhile, a majority would have its
 //!    term, and this batch could not have been committed. A read that is compared again before
-//!    anything rests on it ([`crate::Operation::is_rechecked`]) needs the first invariant alone: its
+//!    anything rests on it ([`crate::TransactionOperation::is_rechecked`]) needs the first invariant alone: its
 //!    rows were committed, and no two commits of a row have one stamp.
 //! 3. At its end, commands that were not evaluated are not applied; reads are refused; proposed
 //!    writes stay until the log decides: a batch applied is applied, and once another life's begin

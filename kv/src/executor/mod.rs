@@ -65,7 +65,9 @@ use run::{Executor, ExecutorJob};
 use crate::hlc::Hlc;
 use crate::state_machine::ShardState;
 use crate::transaction::Doubts;
-use crate::{Access, KeyWatch, KvError, Operation, PendingReply, RequestId, Route};
+use crate::{
+    Access, KeyWatch, KvError, Operation, PendingReply, RequestId, Route, TransactionOperation,
+};
 
 /// Bounds and tempo of one shard's executor.
 #[derive(Clone, Debug)]
@@ -360,7 +362,7 @@ impl<E: Engine> Shard<E> {
         reply: Bytes,
         proposed: u64,
     ) -> PendingReply {
-        if operation.is_rechecked() {
+        if is_rechecked(operation) {
             return PendingReply::ready(Ok(reply));
         }
         if let Some(proof) = self.engine.verify_leader_now()
@@ -524,6 +526,13 @@ impl<E: Engine> Shard<E> {
         }
         self.life.store(None);
     }
+}
+
+/// Whether a reply needs no proof of leadership; see [`TransactionOperation::is_rechecked`].
+fn is_rechecked(operation: &dyn Operation) -> bool {
+    operation
+        .transaction()
+        .is_some_and(TransactionOperation::is_rechecked)
 }
 
 /// Has the reads of one life proved, a round for all that wait.

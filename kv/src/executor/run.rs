@@ -31,7 +31,7 @@ use super::queue::{Command, Found};
 use super::reply::Responder;
 use super::requests::{PendingRequests, Verdict};
 use super::transactions::{StepRows, Stepped, Transactions};
-use super::{Once, ShardParts};
+use super::{Once, ShardParts, is_rechecked};
 use crate::state_machine::{OWNED, ShardState, encode_owned};
 use crate::transaction::{AttemptId, execute};
 use crate::wire::transaction_step::Step;
@@ -346,7 +346,7 @@ impl<E: Engine> Living<E> {
             }
             Evaluated::Failed(why) => responder.send(Err(why)),
             Evaluated::Read(reply, saw) => {
-                let reads = if operation.is_rechecked() {
+                let reads = if is_rechecked(operation.as_ref()) {
                     &mut self.batch.rechecked
                 } else {
                     &mut self.batch.reads

@@ -116,7 +116,6 @@ pub(crate) struct TransactionCoordinator<N> {
 #[derive(Clone, Debug)]
 struct Unsettled {
     attempt: AttemptId,
-    primary: Bytes,
     decision: Decide,
     reply: Bytes,
 }
@@ -280,9 +279,8 @@ impl<N: Network> TransactionCoordinator<N> {
     /// Rule 6: an attempt that may have committed is settled before there is another.
     async fn settle_earlier(self: &Arc<Self>, ctx: &Context, once: RequestId) -> Option<Reply> {
         let earlier = self.unsettled.lock().get(&once).cloned()?;
-        let (attempt, decision) = (earlier.attempt, &earlier.decision);
         match self
-            .decide(ctx, attempt, &earlier.primary, decision, true)
+            .decide(ctx, earlier.attempt, &earlier.decision, true)
             .await
         {
             Ok(true) => Some(Ok(earlier.reply)),
@@ -702,7 +700,6 @@ impl<N: Network> TransactionCoordinator<N> {
             participants.insert(0, Participant { key, stamp: 0 });
             (here, read) = (Some(decider.here), Some(decider.read));
         }
-        let primary = participants[0].key.clone();
         let decision = Decide {
             stamp: participants[0].stamp,
             participants,
@@ -710,9 +707,7 @@ impl<N: Network> TransactionCoordinator<N> {
             read,
         };
         // The commit point: past this line only the answer says what became of the attempt.
-        let decided = self
-            .decide(ctx, plan.attempt, &primary, &decision, false)
-            .await;
+        let decided = self.decide(ctx, plan.attempt, &decision, false).await;
         if self.dies(Point::Decided) {
             return Attempted::Failed(KvError::Unknown(STOPPED));
         }
@@ -728,8 +723,9 @@ impl<N: Network> TransactionCoordinator<N> {
                 Attempted::Conflict
             }
             Err(error) if error.outcome() == Outcome::NotApplied => {
+                let abort = Step::Abort(true);
                 self.tasks
-                    .spawn(self.give_up(ctx, plan.attempt, primary, decision, open.again()));
+                    .spawn(self.conclude(ctx, plan.attempt, decision, abort, open.again()));
                 failed(ctx, error)
             }
             Err(error) => {
@@ -738,14 +734,14 @@ impl<N: Network> TransactionCoordinator<N> {
                         once,
                         Unsettled {
                             attempt: plan.attempt,
-                            primary: primary.clone(),
                             decision: decision.clone(),
                             reply: plan.reply,
                         },
                     );
                 }
+                let decide = Step::Decide(decision.clone());
                 self.tasks
-                    .spawn(self.settle(ctx, plan.attempt, primary, decision, open.again()));
+                    .spawn(self.conclude(ctx, plan.attempt, decision, decide, open.again()));
                 Attempted::Failed(error)
             }
         }
@@ -831,14 +827,13 @@ impl<N: Network> TransactionCoordinator<N> {
         &self,
         ctx: &Context,
         attempt: AttemptId,
-        primary: &Bytes,
         decision: &Decide,
         mut unknown: bool,
     ) -> Result<bool, KvError> {
         let mut pause = FIRST_PAUSE;
         loop {
             let step = Step::Decide(decision.clone());
-            match self.step(ctx, attempt, primary, step).await {
+            match self.step(ctx, attempt, decision.primary(), step).await {
                 Ok(StepReply::Committed(_)) => return Ok(true),
                 Ok(_) => return Ok(false),
                 Err(error) if error.outcome() == Outcome::NotApplied && !unknown => {
@@ -917,8 +912,7 @@ impl<N: Network> TransactionCoordinator<N> {
                 return;
             }
             // Rule 5: only when every participant has confirmed.
-            if gone.into_iter().all(|gone| gone) {
-                coordinator.until_forgetting().await;
+            if gone.into_iter().all(|gone| gone) && coordinator.until_forgetting(&ctx).await {
                 coordinator
                     .until_gone(&ctx, attempt, &primary.key, Step::Forget(true))
                     .await;
@@ -928,65 +922,40 @@ impl<N: Network> TransactionCoordinator<N> {
         }
     }
 
-    /// Waits for the next time at which commit records are forgotten.
-    async fn until_forgetting(&self) {
+    /// Waits for the next time at which commit records are forgotten; `false`: `ctx` ended before.
+    async fn until_forgetting(&self, ctx: &Context) -> bool {
         if self.forgetting.is_zero() {
-            return;
+            return true;
         }
         let passed = self.began.elapsed().as_nanos() % self.forgetting.as_nanos();
         let passed = Duration::from_nanos(u64::try_from(passed).unwrap_or(0));
-        tokio::time::sleep(self.forgetting - passed).await;
+        let left = self.forgetting - passed;
+        ctx.run(tokio::time::sleep(left)).await.is_ok()
     }
 
-    /// Finds out what became of an attempt whose *decide* was not answered, and finishes it.
-    fn settle(
+    /// Asks the deciding shard until it says what became of an attempt, and finishes that: asked to
+    /// decide once more where the answer was lost, or to abort what it refused unread. The locks of
+    /// an aborted attempt go only then: a copy of *decide* that is still on its way must not commit
+    /// what is half gone.
+    fn conclude(
         self: &Arc<Self>,
         ctx: &Context,
         attempt: AttemptId,
-        primary: Bytes,
         decision: Decide,
+        ask: Step,
         open: OpenAttempt<N>,
     ) -> impl Future<Output = ()> + Send + 'static {
+        // Detached: the caller has its answer or tries again, and the locks are in others' way.
         let after = ctx.detach(AFTERWARDS);
         let coordinator = Arc::clone(self);
         async move {
-            match coordinator
-                .decide(&after, attempt, &primary, &decision, true)
-                .await
-            {
-                Ok(true) => {
-                    coordinator
-                        .roll_forward(&after, attempt, decision, open)
-                        .await;
-                }
-                Ok(false) => {
-                    let taken = taken(&decision.participants);
-                    coordinator.release(&after, attempt, taken, &open);
-                }
-                // Its locks are resolved by whoever meets them.
-                Err(_) => {}
-            }
-        }
-    }
-
-    /// Aborts an attempt whose *decide* was refused unread, and removes its locks after that: a copy
-    /// of the message that is still on its way must not commit what is half gone.
-    fn give_up(
-        self: &Arc<Self>,
-        ctx: &Context,
-        attempt: AttemptId,
-        primary: Bytes,
-        decision: Decide,
-        open: OpenAttempt<N>,
-    ) -> impl Future<Output = ()> + Send + 'static {
-        // Detached: the caller tries again or has its answer, and the locks are in others' way.
-        let after = ctx.detach(AFTERWARDS);
-        let coordinator = Arc::clone(self);
-        async move {
+            let primary = decision.primary().clone();
             let mut pause = FIRST_PAUSE;
             loop {
-                let abort = Step::Abort(true);
-                match coordinator.step(&after, attempt, &primary, abort).await {
+                match coordinator
+                    .step(&after, attempt, &primary, ask.clone())
+                    .await
+                {
                     Ok(StepReply::Committed(_)) => {
                         return coordinator
                             .roll_forward(&after, attempt, decision, open)
@@ -1096,6 +1065,13 @@ enum Locked {
         taken: Vec<(Bytes, u64)>,
         why: Option<KvError>,
     },
+}
+
+impl Decide {
+    /// A row key of the deciding shard, which every attempt names first.
+    fn primary(&self) -> &Bytes {
+        &self.participants[0].key
+    }
 }
 
 /// The locks among `participants`, with their stamps.

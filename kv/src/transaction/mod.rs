@@ -10,8 +10,8 @@
 //! the shards with their stamps ([`rows`]); what it changed is buffered. Each shard to be changed
 //! checks the stamps and replicates a *lock*: a row with the new values ([`record`]). The shard of
 //! the *primary* row decides, and needs no lock of its own where nothing is validated elsewhere: it
-//! compares, changes and decides at once. Each step is a command of the shard's executor ([`steps`]), and what
-//! it changes are rows: apply decides nothing.
+//! compares, changes and decides at once. Each step is a command of the shard's executor
+//! ([`steps`]), and what it changes are rows: apply decides nothing.
 //!
 //! A transaction whose keys share a shard never comes here: it is one command there.
 //!

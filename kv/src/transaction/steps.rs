@@ -38,6 +38,12 @@ impl TransactionOperation {
         })
     }
 
+    /// Whether whoever asks compares what it got before it relies on it: rows as they were committed
+    /// at any time will do for an answer, which then needs no proof of leadership.
+    pub(crate) fn is_rechecked(&self) -> bool {
+        matches!(&self.step.step, Some(Step::Read(read)) if read.rechecked)
+    }
+
     /// The step, if it is one that the executor itself does.
     pub(crate) fn for_executor(&self) -> Option<(AttemptId, u64, &Step)> {
         let id = AttemptId {
@@ -142,10 +148,6 @@ impl Operation for TransactionOperation {
             now: rows.commit_ts().0,
             more,
         })))
-    }
-
-    fn is_rechecked(&self) -> bool {
-        matches!(&self.step.step, Some(Step::Read(read)) if read.rechecked)
     }
 
     fn transaction(&self) -> Option<&TransactionOperation> {

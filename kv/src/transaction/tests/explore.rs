@@ -231,6 +231,19 @@ async fn explore(
     }
 }
 
+/// Every path, of which there are more than `more_than`, ends as `check` wants it.
+async fn finds_nothing(
+    operations: impl Fn(&[Bytes; 2]) -> [Arc<dyn crate::Operation>; 2],
+    faults: Faults,
+    check: impl Fn(&Ended) -> Result<(), String>,
+    more_than: usize,
+) {
+    let (runs, broken) = explore(operations, faults, true, check).await;
+    assert_eq!(broken, None, "after {runs} runs");
+    println!("{runs} runs");
+    assert!(runs > more_than, "{runs} runs");
+}
+
 /// Each reads what the other writes.
 fn skewed(keys: &[Bytes; 2]) -> [Arc<dyn crate::Operation>; 2] {
     [follow(&keys[0], &keys[1]), follow(&keys[1], &keys[0])]
@@ -298,10 +311,7 @@ async fn two_transactions_that_read_what_the_other_writes_are_serial_whoever_cra
         elections: 0,
         tries: 0,
     };
-    let (runs, broken) = explore(skewed, faults, true, serial).await;
-    assert_eq!(broken, None, "after {runs} runs");
-    println!("{runs} runs");
-    assert!(runs > 500, "{runs} runs");
+    finds_nothing(skewed, faults, serial, 500).await;
 }
 
 #[tokio::test]
@@ -312,10 +322,7 @@ async fn a_message_that_arrives_twice_leaves_transactions_serial() {
         elections: 0,
         tries: 0,
     };
-    let (runs, broken) = explore(skewed, faults, true, serial).await;
-    assert_eq!(broken, None, "after {runs} runs");
-    println!("{runs} runs");
-    assert!(runs > 500, "{runs} runs");
+    finds_nothing(skewed, faults, serial, 500).await;
 }
 
 #[tokio::test]
@@ -327,10 +334,7 @@ async fn two_transactions_that_write_both_shards_are_whole_in_every_order() {
             elections,
             tries,
         };
-        let (runs, broken) = explore(both, faults, true, whole).await;
-        assert_eq!(broken, None, "after {runs} runs");
-        println!("{runs} runs");
-        assert!(runs > 100, "{runs} runs");
+        finds_nothing(both, faults, whole, 100).await;
     }
 }
 
@@ -344,10 +348,7 @@ async fn a_decision_that_arrives_twice_leaves_blind_transactions_whole() {
             elections,
             tries: 0,
         };
-        let (runs, broken) = explore(both_unseen, faults, true, whole).await;
-        assert_eq!(broken, None, "after {runs} runs");
-        println!("{runs} runs");
-        assert!(runs > 100, "{runs} runs");
+        finds_nothing(both_unseen, faults, whole, 100).await;
     }
 }
 
@@ -359,9 +360,7 @@ async fn a_change_of_leader_at_any_step_leaves_transactions_serial_and_nothing_l
         elections: 1,
         tries: 0,
     };
-    let (runs, broken) = explore(skewed, faults, true, serial).await;
-    assert_eq!(broken, None, "after {runs} runs");
-    assert!(runs > 100, "{runs} runs");
+    finds_nothing(skewed, faults, serial, 100).await;
 }
 
 /// The explorer explains itself: without the validate phase it finds the write skew.

@@ -50,15 +50,29 @@ fn resolving(cluster: &Arc<Cluster>) -> CancellationToken {
     stop
 }
 
-fn lock_of(key: &Bytes, primary: &Bytes, value: &'static str) -> Step {
-    Step::Lock(LockRows {
+fn rows_of(key: &Bytes, primary: &Bytes, value: &'static str) -> LockRows {
+    LockRows {
         primary: primary.clone(),
         changes: vec![RowChange {
             key: key.clone(),
             change: Some(Change::Put(Bytes::from_static(value.as_bytes()))),
         }],
         ..LockRows::default()
-    })
+    }
+}
+
+fn lock_of(key: &Bytes, primary: &Bytes, value: &'static str) -> Step {
+    Step::Lock(rows_of(key, primary, value))
+}
+
+/// Deletes `key`, as a plain command of its shard.
+async fn delete(cluster: &Cluster, shard: usize, key: &Bytes) {
+    let deleted = key.clone();
+    let delete = script(std::slice::from_ref(key), Access::Write, move |rows| {
+        rows.delete(deleted.clone());
+        Ok(Bytes::new())
+    });
+    cluster.on_shard(shard, delete).await.unwrap();
 }
 
 async fn send(
@@ -364,10 +378,8 @@ async fn rule_4_everything_sent_twice_is_as_if_sent_once() {
 }
 
 /// A decision that compares and changes its own shard without a lock there.
-fn decide_here(primary: &Bytes, other: &Bytes, stamp: u64, seen: Option<u64>) -> Step {
-    let Step::Lock(mut here) = lock_of(primary, primary, "5") else {
-        unreachable!()
-    };
+fn decide_here(primary: &Bytes, other: &Bytes, stamp: u64, seen: Option<u64>) -> Decide {
+    let mut here = rows_of(primary, primary, "5");
     here.seen = vec![SeenRow {
         key: primary.clone(),
         stamp: seen,
@@ -376,12 +388,12 @@ fn decide_here(primary: &Bytes, other: &Bytes, stamp: u64, seen: Option<u64>) ->
         key: key.clone(),
         stamp,
     };
-    Step::Decide(Decide {
+    Decide {
         stamp: 0,
         participants: vec![participant(primary, 0), participant(other, stamp)],
         here: Some(here),
         read: None,
-    })
+    }
 }
 
 #[tokio::test]
@@ -392,7 +404,7 @@ async fn rule_4_a_decision_without_a_lock_is_done_once_however_often_and_late_it
     let StepReply::Granted(stamp) = granted else {
         panic!("{granted:?}")
     };
-    let decide = decide_here(&x, &y, stamp, None);
+    let decide = Step::Decide(decide_here(&x, &y, stamp, None));
     for _ in 0..2 {
         let reply = send(&cluster, 0, attempt(1), 1, &x, decide.clone()).await;
         assert!(matches!(reply, StepReply::Committed(_)), "{reply:?}");
@@ -400,14 +412,7 @@ async fn rule_4_a_decision_without_a_lock_is_done_once_however_often_and_late_it
     send(&cluster, 1, attempt(1), 1, &y, Step::RollForward(stamp)).await;
     send(&cluster, 0, attempt(1), 1, &x, Step::Forget(true)).await;
     // As it was when the decision was made.
-    let delete = script(&[x.clone()], Access::Write, {
-        let x = x.clone();
-        move |rows| {
-            rows.delete(x.clone());
-            Ok(Bytes::new())
-        }
-    });
-    cluster.on_shard(0, delete).await.unwrap();
+    delete(&cluster, 0, &x).await;
     for elected in [false, true] {
         if elected {
             cluster.elect(0).await;
@@ -423,15 +428,12 @@ async fn rule_4_a_decision_that_was_refused_stays_refused() {
     let cluster = Cluster::new(Duration::from_secs(60)).await;
     let [x, y] = keys();
     cluster.on_shard(0, set_all(&[x.clone()], 3)).await.unwrap();
-    let decide = decide_here(&x, &y, 1, None);
+    let decide = Step::Decide(decide_here(&x, &y, 1, None));
     let refused = send(&cluster, 0, attempt(1), 1, &x, decide.clone()).await;
     assert!(matches!(refused, StepReply::Aborted(_)), "{refused:?}");
     // Met by another's lock, and nothing else.
     send(&cluster, 0, attempt(2), 1, &x, lock_of(&x, &x, "7")).await;
-    let locked = decide_here(&key(0, "z"), &y, 1, None);
-    let Step::Decide(mut locked) = locked else {
-        unreachable!()
-    };
+    let mut locked = decide_here(&key(0, "z"), &y, 1, None);
     locked.read = Some(ValidateRows {
         rows: vec![SeenRow {
             key: x.clone(),
@@ -443,14 +445,7 @@ async fn rule_4_a_decision_that_was_refused_stays_refused() {
     let refused = send(&cluster, 0, attempt(3), 1, &x, locked.clone()).await;
     assert!(matches!(refused, StepReply::Aborted(_)), "{refused:?}");
     send(&cluster, 0, attempt(2), 1, &x, Step::Release(0)).await;
-    let delete = script(&[x.clone()], Access::Write, {
-        let x = x.clone();
-        move |rows| {
-            rows.delete(x.clone());
-            Ok(Bytes::new())
-        }
-    });
-    cluster.on_shard(0, delete).await.unwrap();
+    delete(&cluster, 0, &x).await;
     // Now they would find all as they saw it.
     for (number, decide) in [(1, decide), (3, locked)] {
         let late = send(&cluster, 0, attempt(number), 1, &x, decide).await;

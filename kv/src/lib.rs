@@ -27,8 +27,8 @@ mod wire;
 pub use coordinator::{Coordinator, KeyWatch, PendingReply, ShardedCoordinator};
 pub use error::{KvError, Outcome};
 pub use operation::{
-    Access, Door, Gather, Operation, OperationCodec, RequestId, Route, RowError, Rows, ScanOrder,
-    Scattered, Timestamp,
+    Access, Door, Gather, Moment, Operation, OperationCodec, RequestId, Route, RowError, Rows,
+    ScanOrder, Scattered, Timestamp,
 };
 pub use transaction::Doubts;
 #[doc(hidden)]

@@ -175,6 +175,16 @@ pub enum ScanOrder {
     Descending,
 }
 
+/// A moment in one life of a shard's executor: what is absent then and at a later one of the same
+/// life, and was not deleted between them, was absent throughout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Never given twice.
+    pub(crate) life: u64,
+    /// Rows and ranges that were deleted in this life so far.
+    pub(crate) deletions: u64,
+}
+
 /// The rows of one shard as a command sees them: the applied state, the effects of the commands
 /// before it, and its own. Row keys are whole keys of the keyspace.
 ///
@@ -239,5 +249,10 @@ pub trait Rows {
     /// What each shard owns that these rows span.
     fn shards(&self) -> Vec<Range<Bytes>> {
         vec![self.owned()]
+    }
+
+    /// Now, for a step of a transaction that tells of absent rows. Only an executor knows.
+    fn moment(&self) -> Result<Moment, RowError> {
+        Err(RowError::NeedsExecutor)
     }
 }

@@ -12,7 +12,7 @@ use super::overlay::{Known, Overlay};
 use crate::state_machine::ShardState;
 use crate::storage::Row;
 use crate::transaction::{AttemptId, Blocked, Table};
-use crate::{RowError, Rows, ScanOrder, Timestamp};
+use crate::{Moment, RowError, Rows, ScanOrder, Timestamp};
 
 /// A scan looks at its context once per this many rows.
 const LOOK_EVERY: usize = 256;
@@ -316,6 +316,10 @@ impl Rows for ExecutorRows<'_> {
 
     fn owned(&self) -> Range<Bytes> {
         self.owned.clone()
+    }
+
+    fn moment(&self) -> Result<Moment, RowError> {
+        Ok(self.overlay.moment())
     }
 }
 

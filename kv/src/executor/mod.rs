@@ -27,6 +27,7 @@
 //! 8. Nothing reads or writes beneath the lock of a transaction over several shards: whoever meets
 //!    one is parked until it is decided ([`transactions`]).
 
+mod deletions;
 pub(crate) mod entry;
 pub(crate) mod evaluate;
 pub(crate) mod life;

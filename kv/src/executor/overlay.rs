@@ -17,9 +17,10 @@ use std::ops::{Bound, Range};
 
 use bytes::Bytes;
 
+use super::deletions::Deletions;
 use super::entry::BatchWriter;
 use crate::storage::Row;
-use crate::{ScanOrder, Timestamp};
+use crate::{Moment, ScanOrder, Timestamp};
 
 /// What the overlay knows of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,11 +64,12 @@ pub(crate) struct Overlay {
     /// row, until it compacts: taking element after element off one end of a collection would cost
     /// more each time.
     gaps: VecDeque<Range<Bytes>>,
+    deletions: Deletions,
 }
 
 impl Overlay {
-    /// An empty overlay, about to build batch 1.
-    pub(crate) fn new() -> Self {
+    /// An empty overlay, about to build batch 1. `life` is never given twice.
+    pub(crate) fn new(life: u64) -> Self {
         Self {
             rows: BTreeMap::new(),
             ranges: VecDeque::new(),
@@ -78,7 +80,23 @@ impl Overlay {
             undo: Vec::new(),
             mark: (0, 0),
             gaps: VecDeque::new(),
+            deletions: Deletions::new(life),
         }
+    }
+
+    /// Now, as far as what is absent is concerned.
+    pub(crate) fn moment(&self) -> Moment {
+        self.deletions.now()
+    }
+
+    /// Whether the row at `key` was not deleted since `then`.
+    pub(crate) fn no_deletion_of_since(&self, key: &[u8], then: Moment) -> bool {
+        self.deletions.none_of_row_since(then, key)
+    }
+
+    /// Whether nothing was deleted since `then`.
+    pub(crate) fn no_deletion_since(&self, then: Moment) -> bool {
+        self.deletions.none_since(then)
     }
 
     /// Remembers that no row is in `range`.
@@ -202,6 +220,7 @@ impl Overlay {
 
     pub(crate) fn delete(&mut self, key: Bytes) {
         self.bytes += key.len() + EFFECT_BYTES;
+        self.deletions.row(&key);
         self.write(key, Known::Deleted);
     }
 
@@ -219,6 +238,7 @@ impl Overlay {
             return;
         }
         self.bytes += range.start.len() + range.end.len() + EFFECT_BYTES;
+        self.deletions.range(&range);
         let covered: Vec<Bytes> = self.range(&range).map(|(key, _)| key.clone()).collect();
         let removed = covered
             .into_iter()
@@ -413,7 +433,7 @@ mod tests {
         fn overlay_over_state_is_the_state_after_every_successful_command(
             steps in prop::collection::vec(step(), 0..60)
         ) {
-            let mut overlay = Overlay::new();
+            let mut overlay = Overlay::new(1);
             let (mut model, mut state) = (Table::new(), Table::new());
             let mut flight = VecDeque::new();
             for step in steps {

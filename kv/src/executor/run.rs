@@ -185,7 +185,7 @@ impl<E: Engine> Living<E> {
         let applied = executor.state.owned();
         let mut living = Self {
             owned: applied.clone().unwrap_or_else(|| executor.owned.clone()),
-            overlay: Overlay::new(),
+            overlay: Overlay::new(executor.life.incarnation.0 as u64),
             requests: PendingRequests::default(),
             transactions: Transactions::begin(executor.state.transactions(), Instant::now()),
             random: SmallRng::from_os_rng(),

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use super::AttemptId;
 use super::resolve::{Doubt, Doubts};
-use super::rows::{Ask, Asked, Borders, TransactionRows};
+use super::rows::{Ask, Asked, Borders, KnownRows, TransactionRows};
 use super::steps::{TransactionOperation, decode};
 use crate::coordinator::{OpenIds, PendingReply};
 use crate::hlc::Hlc;
@@ -373,9 +373,10 @@ impl<N: Network> TransactionCoordinator<N> {
         attempt: AttemptId,
         operation: &dyn Operation,
         tries: u32,
-    ) -> Result<HashMap<Bytes, Option<(Bytes, Timestamp)>>, KvError> {
+    ) -> Result<KnownRows, KvError> {
+        let mut known = KnownRows::default();
         let Route::Keys(keys) = operation.route() else {
-            return Ok(HashMap::new());
+            return Ok(known);
         };
         let mut shards: BTreeMap<Bytes, Vec<Bytes>> = BTreeMap::new();
         for key in keys {
@@ -385,21 +386,18 @@ impl<N: Network> TransactionCoordinator<N> {
                 wanted.push(key.clone());
             }
         }
-        let reads = shards.into_values().map(|keys| async move {
+        let reads = shards.into_iter().map(|(shard, keys)| async move {
             let read = Step::Read(ReadRows {
                 // After a conflict the newest.
                 rechecked: tries == 0 && keys.iter().all(|key| operation.is_version(key)),
                 keys: keys.clone(),
             });
             let rows = self.rows(ctx, attempt, &keys[0], read).await?;
-            Ok::<_, KvError>(keys.into_iter().zip(rows.rows))
+            Ok::<_, KvError>((shard, keys, rows))
         });
-        let mut known = HashMap::new();
-        for rows in join_all(reads).await {
-            known.extend(rows?.map(|(key, row)| {
-                let stamp = Timestamp(row.stamp);
-                (key, row.value.map(|value| (value, stamp)))
-            }));
+        for read in join_all(reads).await {
+            let (shard, keys, rows) = read?;
+            known.learn(shard, keys, rows);
         }
         Ok(known)
     }
@@ -447,7 +445,7 @@ impl<N: Network> TransactionCoordinator<N> {
         ctx: &Context,
         attempt: AttemptId,
         operation: &Arc<dyn Operation>,
-        known: HashMap<Bytes, Option<(Bytes, Timestamp)>>,
+        known: KnownRows,
     ) -> Result<(TransactionRows, Result<Bytes, RowError>), KvError> {
         let borders = Arc::new(NetworkBorders {
             coordinator: Arc::clone(self),
@@ -547,7 +545,8 @@ impl<N: Network> TransactionCoordinator<N> {
             })
     }
 
-    /// Sorts what an evaluation saw and changed by shard. `None`: the shards are not known now.
+    /// Sorts what an evaluation saw and changed by shard. `None`: the shards are not known now, or
+    /// what was absent cannot be compared.
     fn plan(
         &self,
         attempt: AttemptId,
@@ -635,6 +634,12 @@ impl<N: Network> TransactionCoordinator<N> {
                 here,
                 read: read.unwrap_or_default(),
             });
+        }
+        for (shard, (_, validation)) in &mut validations {
+            let absent = validation.rows.iter().any(|row| row.stamp.is_none());
+            if absent || !validation.ranges.is_empty() {
+                validation.absent_since = Some(rows.absent_since(shard)?.into());
+            }
         }
         Some(Plan {
             attempt,
@@ -800,23 +805,13 @@ impl<N: Network> TransactionCoordinator<N> {
         if mutations::active(Mutation::NoValidate) {
             return Ok(true);
         }
-        // A row that is there has a stamp: it was as it was seen from then until it is compared. One
-        // that is absent (in a range too) is so when it is compared, and may have come and gone
-        // before. So those come first, and the rest holds at that instant.
-        let (absent, there): (Vec<_>, Vec<_>) = plan.validations.iter().partition(|(_, seen)| {
-            !seen.ranges.is_empty() || seen.rows.iter().any(|row| row.stamp.is_none())
-        });
+        let checks = plan
+            .validations
+            .iter()
+            .map(|(key, seen)| self.step(ctx, plan.attempt, key, Step::Validate(seen.clone())));
         let mut valid = true;
-        for shards in [absent, there] {
-            let checks = shards
-                .into_iter()
-                .map(|(key, seen)| self.step(ctx, plan.attempt, key, Step::Validate(seen.clone())));
-            for reply in join_all(checks).await {
-                valid &= matches!(reply?, StepReply::Valid(true));
-            }
-            if !valid {
-                break;
-            }
+        for reply in join_all(checks).await {
+            valid &= matches!(reply?, StepReply::Valid(true));
         }
         Ok(valid)
     }

@@ -16,7 +16,7 @@ use crate::wire::transaction_step::Step;
 use crate::wire::{
     CommitRecord, Decide, LockRecord, LockRows, RowChange, RowRange, SeenRange, ValidateRows,
 };
-use crate::{KvError, RowError, Timestamp};
+use crate::{KvError, Moment, RowError, Timestamp};
 
 /// Abort records that are worth a mark, and how many go at once: a batch is one log entry.
 const WORTH_FORGETTING: usize = 32;
@@ -186,6 +186,7 @@ fn changed(
     id: AttemptId,
     seen: &ValidateRows,
 ) -> Result<Option<Obstacle>, RowError> {
+    let then = seen.absent_since.map(Moment::from);
     for row in &seen.rows {
         if !rows.owns(&row.key) {
             return Ok(Some(Obstacle::Elsewhere));
@@ -194,6 +195,11 @@ fn changed(
             return conflict(&row.key);
         }
         if rows.stamp(&row.key)?.map(|stamp| stamp.0) != row.stamp {
+            return conflict(&row.key);
+        }
+        if let (None, Some(then)) = (row.stamp, then)
+            && !rows.overlay.no_deletion_of_since(&row.key, then)
+        {
             return conflict(&row.key);
         }
     }
@@ -207,7 +213,7 @@ fn changed(
         }
         let mut digest = Digest::default();
         rows.scan(&all, &mut |key, stamp| digest.add(key, stamp))?;
-        if !digest.is_of(range) {
+        if !digest.is_of(range) || then.is_some_and(|then| !rows.overlay.no_deletion_since(then)) {
             return conflict(&range.start);
         }
     }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::execute::Digest;
 use crate::wire::row_change::Change;
 use crate::wire::{RowChange, RowsRead, SeenRange};
-use crate::{Operation, RowError, Rows, ScanOrder, Timestamp};
+use crate::{Moment, Operation, RowError, Rows, ScanOrder, Timestamp};
 
 /// The longest row key that storage takes.
 pub(super) const KEY_BYTES: usize = u16::MAX as usize;
@@ -45,6 +45,45 @@ pub(super) trait Borders: Send + Sync {
     fn shards(&self) -> Vec<Range<Bytes>>;
 }
 
+/// Rows as far as they were read, with their stamps.
+#[derive(Debug, Default)]
+pub(super) struct KnownRows {
+    rows: HashMap<Bytes, Option<(Bytes, Timestamp)>>,
+    /// By the start of its shard: when the first that is absent was seen to be. `None`: in another
+    /// life of the executor than the next, or it did not say.
+    absent_since: BTreeMap<Bytes, Option<Moment>>,
+}
+
+impl KnownRows {
+    /// Takes what the shard that starts at `shard` answered for `keys`.
+    pub(super) fn learn(&mut self, shard: Bytes, keys: Vec<Bytes>, read: RowsRead) {
+        if read.rows.iter().any(|row| row.value.is_none()) {
+            self.absent(shard, &read);
+        }
+        for (key, row) in keys.into_iter().zip(read.rows) {
+            let stamp = Timestamp(row.stamp);
+            self.rows.insert(key, row.value.map(|value| (value, stamp)));
+        }
+    }
+
+    /// Something of what the shard answered is absent.
+    fn absent(&mut self, shard: Bytes, read: &RowsRead) {
+        let now = read.moment.map(Moment::from);
+        self.absent_since
+            .entry(shard)
+            .and_modify(|first| {
+                *first = match (*first, now) {
+                    (Some(first), Some(now)) if first.life == now.life => Some(Moment {
+                        deletions: first.deletions.min(now.deletions),
+                        ..first
+                    }),
+                    _ => None,
+                };
+            })
+            .or_insert(now);
+    }
+}
+
 /// Rows of all shards, during one evaluation.
 pub(super) struct TransactionRows {
     ctx: Context,
@@ -52,8 +91,7 @@ pub(super) struct TransactionRows {
     borders: Arc<dyn Borders>,
     stamp: Timestamp,
     random: SmallRng,
-    /// As far as they were read.
-    known: HashMap<Bytes, Option<(Bytes, Timestamp)>>,
+    known: KnownRows,
     /// `None`: what is not known ends the evaluation, to be begun again where it may wait.
     asks: Option<mpsc::Sender<Asked>>,
     pub(super) seen: BTreeMap<Bytes, Option<Timestamp>>,
@@ -90,7 +128,7 @@ impl TransactionRows {
         operation: Arc<dyn Operation>,
         borders: Arc<dyn Borders>,
         stamp: Timestamp,
-        known: HashMap<Bytes, Option<(Bytes, Timestamp)>>,
+        known: KnownRows,
         asks: Option<mpsc::Sender<Asked>>,
     ) -> Self {
         Self {
@@ -111,8 +149,13 @@ impl TransactionRows {
     }
 
     /// What was read so far, for the next evaluation of the same attempt.
-    pub(super) fn into_known(self) -> HashMap<Bytes, Option<(Bytes, Timestamp)>> {
+    pub(super) fn into_known(self) -> KnownRows {
         self.known
+    }
+
+    /// When the first row of a shard that is absent was seen to be, if that can be compared.
+    pub(super) fn absent_since(&self, shard: &[u8]) -> Option<Moment> {
+        *self.known.absent_since.get(shard)?
     }
 
     /// Drops all changes; what was seen stays.
@@ -170,19 +213,13 @@ impl TransactionRows {
     }
 
     fn read(&mut self, key: &[u8]) -> Result<Option<(Bytes, Timestamp)>, RowError> {
-        let found = match self.known.get(key) {
-            Some(known) => known.clone(),
-            None => {
-                let key = Bytes::copy_from_slice(key);
-                let mut rows = self.ask(Ask::Read(key.clone()))?.rows.into_iter();
-                let row = rows.next().and_then(|row| {
-                    let stamp = Timestamp(row.stamp);
-                    row.value.map(|value| (value, stamp))
-                });
-                self.known.insert(key, row.clone());
-                row
-            }
-        };
+        if !self.known.rows.contains_key(key) {
+            let key = Bytes::copy_from_slice(key);
+            let read = self.ask(Ask::Read(key.clone()))?;
+            let shard = self.borders.shard_of(&key).start;
+            self.known.learn(shard, vec![key], read);
+        }
+        let found = self.known.rows.get(key).cloned().flatten();
         if self.operation.is_version(key) && !self.seen.contains_key(key) {
             let stamp = found.as_ref().map(|(_, stamp)| *stamp);
             self.seen.insert(Bytes::copy_from_slice(key), stamp);
@@ -231,6 +268,10 @@ impl TransactionRows {
                 most_rows,
             })?;
             most_rows = (most_rows * 2).min(LARGEST_PAGE);
+            if compare {
+                let shard = self.borders.shard_of(&whole.start).start;
+                self.known.absent(shard, &page);
+            }
             for row in page.rows {
                 let Some(value) = row.value else { continue };
                 while let Some((key, _)) = own.peek()

@@ -9,8 +9,8 @@ use prost::Message;
 use super::AttemptId;
 use crate::wire::transaction_reply::Reply;
 use crate::wire::transaction_step::Step;
-use crate::wire::{RowRead, RowsRead, TransactionReply, TransactionStep};
-use crate::{Access, Door, Operation, OperationCodec, Route, RowError, Rows, ScanOrder};
+use crate::wire::{self, RowRead, RowsRead, TransactionReply, TransactionStep};
+use crate::{Access, Door, Moment, Operation, OperationCodec, Route, RowError, Rows, ScanOrder};
 
 /// A read of rows answers at most about so many bytes at once; more are asked for again.
 const READ_BYTES: usize = 4 << 20;
@@ -106,7 +106,8 @@ impl Operation for TransactionOperation {
                         None => RowRead::default(),
                     });
                 }
-                (found, false)
+                let absent = found.iter().any(|row| row.value.is_none());
+                (found, false, absent)
             }
             Some(Step::Scan(scan)) => {
                 let order = if scan.descending {
@@ -138,15 +139,19 @@ impl Operation for TransactionOperation {
                         });
                     }
                 }
-                (found, more)
+                (found, more, true)
             }
             _ => return Err(RowError::NeedsExecutor),
         };
-        let (found, more) = read;
+        let (found, more, absent) = read;
         Ok(encode(Reply::Rows(RowsRead {
             rows: found,
             now: rows.commit_ts().0,
             more,
+            moment: match absent {
+                true => Some(rows.moment()?.into()),
+                false => None,
+            },
         })))
     }
 
@@ -163,6 +168,20 @@ fn keys_of(key: &Bytes, step: Option<&Step>) -> Vec<Bytes> {
     match step {
         Some(Step::Read(read)) if !read.keys.is_empty() => read.keys.clone(),
         _ => vec![key.clone()],
+    }
+}
+
+impl From<wire::Moment> for Moment {
+    fn from(moment: wire::Moment) -> Self {
+        let wire::Moment { life, deletions } = moment;
+        Self { life, deletions }
+    }
+}
+
+impl From<Moment> for wire::Moment {
+    fn from(moment: Moment) -> Self {
+        let Moment { life, deletions } = moment;
+        Self { life, deletions }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The six rules of `docs/transactions.md`, and what a coordinator that dies leaves behind.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use crate::wire::transaction_step::Step;
 use crate::wire::{
     Decide, LockRows, Participant, ReadRows, RowChange, SeenRow, ValidateRows, row_change::Change,
 };
-use crate::{Access, KvError, RequestId, RowError};
+use crate::{Access, KvError, Operation, RequestId, RowError, ScanOrder};
 
 const TTL: Duration = Duration::from_millis(60);
 
@@ -183,29 +183,150 @@ async fn deliver_one(cluster: &Arc<Cluster>, gate: &Gate) {
     super::explore::deliver(cluster, &mut message.unwrap()).await;
 }
 
-/// What is absent may have come and gone unseen until it is compared; what is there has not.
+/// Reads x, then waits for the test at a barrier, twice, then reads y, and tells both.
+fn read_with_a_pause(x: &Bytes, y: &Bytes) -> (Arc<dyn Operation>, Arc<Barrier>) {
+    let pause = Arc::new(Barrier::new(2));
+    let (here, evaluations) = (Arc::clone(&pause), AtomicUsize::new(0));
+    let (x, y) = (x.clone(), y.clone());
+    let read = script(&[x.clone()], Access::Read, move |rows| {
+        let at_x = number(rows, &x)?;
+        // The first evaluation may not wait, and cannot read what its route does not name.
+        if evaluations.fetch_add(1, Ordering::SeqCst) > 0 {
+            here.wait();
+            here.wait();
+        }
+        let at_y = number(rows, &y)?;
+        Ok(format!("{at_x} {at_y}").into())
+    });
+    (read, pause)
+}
+
+/// Waits for the other side of a barrier without keeping the runtime from its work.
+async fn meet(pause: &Arc<Barrier>) {
+    let pause = Arc::clone(pause);
+    tokio::task::spawn_blocking(move || pause.wait())
+        .await
+        .unwrap();
+}
+
+/// At every instant one of the two is there, and both are absent whenever they are looked at.
 #[tokio::test]
-async fn rule_1_what_is_absent_is_compared_before_what_is_there() {
+async fn rule_1_what_is_absent_did_not_come_and_go_before_it_is_compared() {
     let cluster = Cluster::new(TTL).await;
-    let [x, y] = keys();
-    for absent in [0, 1] {
-        let there = 1 - absent;
-        let keys = [key(0, &format!("x{absent}")), key(1, &format!("y{absent}"))];
-        let set = set_all(&[keys[there].clone()], 7);
-        cluster.on_shard(there, set).await.unwrap();
+    for moved in [true, false] {
+        let [x, y] = [key(0, &format!("x{moved}")), key(1, &format!("y{moved}"))];
+        let set = async |shard, key: &Bytes| {
+            let set = set_all(std::slice::from_ref(key), 7);
+            cluster.on_shard(shard, set).await.unwrap();
+        };
+        if moved {
+            set(1, &y).await;
+        }
         let gate = Arc::new(Gate::default());
         let coordinator = cluster.gated(&gate, 0);
-        let running = tokio::spawn(async move {
-            let read = read_all(&keys);
-            coordinator.attempt(&ctx(), &read, None, 0).await
-        });
-        assert_eq!(only_waiting(&gate).await, ("TXN.VALIDATE", absent));
-        deliver_one(&cluster, &gate).await;
-        assert_eq!(only_waiting(&gate).await, ("TXN.VALIDATE", there));
-        deliver_one(&cluster, &gate).await;
-        assert!(matches!(running.await.unwrap(), Attempted::Done(_)));
+        let (read, pause) = read_with_a_pause(&x, &y);
+        let running =
+            tokio::spawn(async move { coordinator.attempt(&ctx(), &read, None, 0).await });
+        meet(&pause).await;
+        if moved {
+            set(0, &x).await;
+            delete(&cluster, 1, &y).await;
+        }
+        meet(&pause).await;
+        let mut checks = Vec::new();
+        while checks.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            checks.extend(gate.waiting.lock().drain(..));
+        }
+        checks.sort_by_key(|check| std::cmp::Reverse(check.shard));
+        super::explore::deliver(&cluster, &mut checks[0]).await;
+        if moved {
+            set(1, &y).await;
+            delete(&cluster, 0, &x).await;
+        }
+        super::explore::deliver(&cluster, &mut checks[1]).await;
+        match running.await.unwrap() {
+            Attempted::Conflict => assert!(moved),
+            Attempted::Done(reply) => {
+                assert!(!moved);
+                assert_eq!(reply, "0 0");
+            }
+            other => panic!("{other:?}"),
+        }
     }
-    assert_eq!(cluster.values(&[x, y]).await, [0, 0]);
+}
+
+/// Deletions of an earlier leadership are not counted here.
+#[tokio::test]
+async fn rule_1_what_was_absent_under_another_leader_is_read_again() {
+    let cluster = Cluster::new(TTL).await;
+    let gate = Arc::new(Gate::default());
+    let coordinator = cluster.gated(&gate, 0);
+    let running = tokio::spawn({
+        let coordinator = Arc::clone(&coordinator);
+        async move {
+            coordinator
+                .attempt(&ctx(), &read_all(&keys()), None, 0)
+                .await
+        }
+    });
+    while gate.waiting.lock().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    cluster.elect(0).await;
+    while !gate.waiting.lock().is_empty() {
+        deliver_one(&cluster, &gate).await;
+    }
+    assert!(matches!(running.await.unwrap(), Attempted::Conflict));
+    let read = read_all(&keys());
+    let again = cluster.coordinator().run(ctx(), read, None).await;
+    assert_eq!(again.unwrap(), "0 0");
+}
+
+/// A range is compared with what it holds, and may have held more.
+#[tokio::test]
+async fn rule_1_a_range_did_not_hold_more_before_it_is_compared() {
+    let cluster = Cluster::new(TTL).await;
+    let y = key(1, "y");
+    for changed in [true, false] {
+        let gate = Arc::new(Gate::default());
+        let coordinator = cluster.gated(&gate, 0);
+        let range = key(0, "a")..key(0, "c");
+        let read = script(&[y.clone()], Access::Read, move |rows| {
+            number(rows, &key(1, "y"))?;
+            let mut found = 0;
+            rows.scan(range.clone(), ScanOrder::Ascending, &mut |_, _| {
+                found += 1;
+                true
+            })?;
+            Ok(found.to_string().into())
+        });
+        let running =
+            tokio::spawn(async move { coordinator.attempt(&ctx(), &read, None, 0).await });
+        assert_eq!(only_waiting(&gate).await, ("TXN.SCAN", 0));
+        deliver_one(&cluster, &gate).await;
+        let mut checks = Vec::new();
+        while checks.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            checks.extend(gate.waiting.lock().drain(..));
+        }
+        if changed {
+            let b = key(0, "b");
+            cluster.on_shard(0, set_all(&[b.clone()], 7)).await.unwrap();
+            delete(&cluster, 0, &b).await;
+        }
+        for check in &mut checks {
+            super::explore::deliver(&cluster, check).await;
+        }
+        match running.await.unwrap() {
+            Attempted::Conflict => assert!(changed),
+            Attempted::Done(reply) => {
+                assert!(!changed);
+                assert_eq!(reply, "0");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// It may have stumbled over rows of two moments.
@@ -439,7 +560,7 @@ async fn rule_4_a_decision_that_was_refused_stays_refused() {
             key: x.clone(),
             stamp: None,
         }],
-        ranges: Vec::new(),
+        ..ValidateRows::default()
     });
     let locked = Step::Decide(locked);
     let refused = send(&cluster, 0, attempt(3), 1, &x, locked.clone()).await;

@@ -235,13 +235,13 @@ enum Peer {
 }
 
 impl Peer {
-    async fn call(&mut self, load: &Load, key: String, nth: u64) -> Result<(), String> {
+    async fn call(&mut self, load: &Load, key: String) -> Result<(), String> {
         match (self, load.workload) {
             (Self::Etcd(etcd), Workload::Set) => {
                 etcd.put(key.into_bytes(), load.value.clone()).await
             }
             (Self::Etcd(etcd), Workload::Get) => etcd.get(key.into_bytes()).await,
-            (Self::S3(s3), Workload::Set) => s3.put(&key, nth).await,
+            (Self::S3(s3), Workload::Set) => s3.put(&key).await,
             (Self::S3(s3), Workload::Get) => s3.get(&key).await,
             _ => Err("etcd and S3 are measured with set and get".into()),
         }
@@ -271,7 +271,7 @@ async fn drive_peer(
         };
         let name = format!("key:{key:012}");
         let sent = Instant::now();
-        let called = tokio::time::timeout(STALLED, peer.call(load, name, nth))
+        let called = tokio::time::timeout(STALLED, peer.call(load, name))
             .await
             .map_err(|_| format!("no reply for {} s", STALLED.as_secs()))?;
         let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);

@@ -68,12 +68,12 @@ impl S3 {
         )))
     }
 
-    /// Stores the value with `number` in front: no two bodies are alike, so that a server that
-    /// keeps equal ones once gains nothing.
-    pub(super) async fn put(&mut self, key: &str, number: u64) -> Result<(), String> {
+    /// Stores the value with a random number in front: no two bodies are alike, in this run or one
+    /// before, so that a server that keeps equal ones once neither gains nor loses.
+    pub(super) async fn put(&mut self, key: &str) -> Result<(), String> {
         let path = format!("/{BUCKET}/{key}");
         let mut body = BytesMut::from(&self.value[..]);
-        for (byte, of) in body.iter_mut().zip(number.to_be_bytes()) {
+        for (byte, of) in body.iter_mut().zip(rand::random::<u64>().to_be_bytes()) {
             *byte = of;
         }
         let put = self.call(Method::PUT, &path, Some(body.freeze())).await;

@@ -182,8 +182,8 @@ impl Controller {
     }
 
     async fn look_at(&self, ctx: &Context, group: GroupId) -> Option<Seen> {
-        let leader = self.core.known_leader(group)?;
         if let Some(engine) = self.core.engine(group) {
+            let leader = self.core.known_leader(group)?;
             let members = engine.members();
             return Some(Seen {
                 leader,
@@ -193,16 +193,10 @@ impl Controller {
                     .collect(),
             });
         }
-        let list = wire::ChangeGroupRequest {
-            group: group.0,
-            kind: Kind::List.into(),
-            ..wire::ChangeGroupRequest::default()
-        };
-        let reply = self.core.change_group(ctx, list).await.ok()?;
+        let (leader, members) = self.core.members(ctx, group).await.ok()?;
         Some(Seen {
             leader,
-            members: reply
-                .members
+            members: members
                 .into_iter()
                 .map(|member| (NodeId(member.node), role(&member)))
                 .collect(),

@@ -411,6 +411,11 @@ impl ShardedCoordinator {
         })
     }
 
+    /// Takes note that `leader` says it leads `group`.
+    pub(crate) fn heard_of(&self, group: GroupId, leader: NodeId) {
+        self.lane(group).heard_of(Some(leader));
+    }
+
     async fn verify(&self, ctx: &Context, group: GroupId) -> Result<ReadIndex, KvError> {
         let lane = self.lane(group);
         let Some(shard) = lane.local() else {

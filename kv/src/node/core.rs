@@ -8,6 +8,7 @@ use futures::{FutureExt, StreamExt};
 use leadline_raft::engine::Status;
 use leadline_raft::{ClusterId, Context, Group, GroupId, LogIndex, NodeId, RaftNode, grpc};
 use parking_lot::Mutex;
+use rand::seq::SliceRandom;
 use std::path::PathBuf;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -96,9 +97,29 @@ impl Core {
         request: wire::ChangeGroupRequest,
     ) -> Result<wire::ChangeGroupReply, String> {
         let group = GroupId(request.group);
-        let leader = self
-            .known_leader(group)
-            .ok_or_else(|| "the group has no leader".to_owned())?;
+        let heard = self.known_leader(group);
+        let why = match heard {
+            Some(leader) => match self.change_group_at(ctx, leader, request.clone()).await {
+                Err(why) => why,
+                done => return done,
+            },
+            None => "nobody is known to lead the group".to_owned(),
+        };
+        match self.members(ctx, group).await {
+            Ok((leader, _)) if Some(leader) != heard => {
+                self.change_group_at(ctx, leader, request).await
+            }
+            Ok(_) | Err(_) => Err(why),
+        }
+    }
+
+    async fn change_group_at(
+        &self,
+        ctx: &Context,
+        leader: NodeId,
+        request: wire::ChangeGroupRequest,
+    ) -> Result<wire::ChangeGroupReply, String> {
+        let group = GroupId(request.group);
         if leader == self.node {
             let engine = self
                 .engine(group)
@@ -113,15 +134,46 @@ impl Core {
             .map_err(|error| error.to_string())
     }
 
+    /// The members of `group` as its leader knows them, and who that is. Who was last heard to lead
+    /// is asked first, and then every replica: of a group that has none here, and that nobody reaches
+    /// by way of this node, nothing is heard.
+    pub(crate) async fn members(
+        &self,
+        ctx: &Context,
+        group: GroupId,
+    ) -> Result<(NodeId, Vec<wire::GroupMember>), String> {
+        let heard = self.known_leader(group);
+        let mut replicas = self
+            .catalog()
+            .map_or_else(Vec::new, |catalog| catalog.replicas(group).to_vec());
+        // In any order, so that one that does not answer is not always the first.
+        replicas.shuffle(&mut rand::rng());
+        let others = replicas.into_iter().filter(|&node| Some(node) != heard);
+        let mut why = "no replica of the group can be reached".to_owned();
+        for node in heard.into_iter().chain(others) {
+            if !self.reachable(node) {
+                continue;
+            }
+            let list = wire::ChangeGroupRequest {
+                group: group.0,
+                kind: Kind::List.into(),
+                ..wire::ChangeGroupRequest::default()
+            };
+            match ctx.run(self.change_group_at(ctx, node, list)).await {
+                Ok(Ok(reply)) => {
+                    self.coordinator.heard_of(group, node);
+                    return Ok((node, reply.members));
+                }
+                Ok(Err(refused)) => why = refused,
+                Err(ended) => return Err(ended.to_string()),
+            }
+        }
+        Err(why)
+    }
+
     /// Whether this node is a member of `group`, as its leader knows it.
     pub(super) async fn is_member(&self, ctx: &Context, group: GroupId) -> Result<bool, String> {
-        let list = wire::ChangeGroupRequest {
-            group: group.0,
-            kind: Kind::List.into(),
-            ..wire::ChangeGroupRequest::default()
-        };
-        let reply = ctx.run(self.change_group(ctx, list)).await;
-        let members = reply.map_err(|ended| ended.to_string())??.members;
+        let (_, members) = self.members(ctx, group).await?;
         Ok(members.iter().any(|member| member.node == self.node.0))
     }
 

@@ -200,21 +200,31 @@ impl Served {
 
     /// Waits until every group has `voters` voters and a leader, as this node sees it.
     async fn replicated(&self, voters: usize) {
+        self.settled(|_| voters).await;
+    }
+
+    /// Waits until every group has as many voters as `wanted` says, all of them members, and a
+    /// leader, as this node sees it.
+    async fn settled(&self, wanted: impl Fn(GroupId) -> usize) {
         let wanted = async {
             loop {
                 let overview = self.node.overview(&seconds(5)).await;
+                let up: Vec<_> = overview
+                    .members
+                    .iter()
+                    .filter(|member| member.state == MemberState::Up)
+                    .map(|member| member.node)
+                    .collect();
                 let done = overview.has_quorum
+                    && up.len() == overview.members.len()
                     && overview.groups.iter().all(|group| {
-                        let voting = group
+                        let mut voters = group
                             .replicas
                             .iter()
-                            .filter(|replica| replica.role == leadline_raft::engine::Role::Voter);
-                        voting.count() == voters
-                    })
-                    && overview
-                        .members
-                        .iter()
-                        .all(|member| member.state == MemberState::Up);
+                            .filter(|replica| replica.role == Role::Voter);
+                        voters.clone().all(|voter| up.contains(&voter.node))
+                            && voters.by_ref().count() == wanted(group.group)
+                    });
                 if done {
                     return;
                 }
@@ -466,6 +476,39 @@ async fn one_node_grows_to_three_loses_one_and_replaces_it() {
     }
     third.kill().await;
     fourth.kill().await;
+}
+
+/// The node that leads the meta group has no replica of the others, and no client asks it for
+/// anything: nobody tells it who leads them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_that_the_leader_of_the_meta_group_does_not_host_are_kept_whole() {
+    let first = Served::open(Bootstrap::New { shards: 2 }).await;
+    let seeds = vec![first.address.clone()];
+    let join = || Bootstrap::Join {
+        seeds: seeds.clone(),
+    };
+    let second = Served::open(join()).await;
+    let third = Served::open(join()).await;
+    first.replicated(3).await;
+    let fourth = Served::open(join()).await;
+    let fifth = Served::open(join()).await;
+    let voters = |of_meta| move |group| if group == GroupId::META { of_meta } else { 3 };
+    fifth.settled(voters(5)).await;
+    let mut client = ClusterClient::connect(&seconds(5), &fifth.address, None)
+        .await
+        .unwrap();
+    client
+        .transfer_leader(&seconds(10), GroupId::META, Some(fifth.node.id()))
+        .await
+        .unwrap();
+
+    let lost = second.node.id();
+    second.kill().await;
+    client.remove(&seconds(30), lost).await.unwrap();
+    fifth.settled(voters(4)).await;
+    for node in [first, third, fourth, fifth] {
+        node.kill().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -142,8 +142,8 @@ pub trait Membership: Send + Sync + 'static {
         node: NodeId,
     ) -> impl Future<Output = Result<(), RaftError>> + Send;
 
-    /// Hands leadership to `to` (or to the best voter), the lease given up first; returns once
-    /// another node leads.
+    /// Hands leadership to `to` (or to the best voter), the lease given up first; returns once it
+    /// leads (or any other node). An error if who is elected is another than was wanted.
     fn transfer_leadership(
         &self,
         ctx: &Context,

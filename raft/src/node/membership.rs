@@ -215,10 +215,10 @@ impl Membership for Group {
     async fn transfer_leadership(
         &self,
         ctx: &Context,
-        to: Option<NodeId>,
+        wanted: Option<NodeId>,
     ) -> Result<(), RaftError> {
         let leader = self.leading()?;
-        let to = match to {
+        let to = match wanted {
             Some(to) => to,
             None => self.successor()?.ok_or_else(|| {
                 RaftError::Stopped("it has no other voter that could lead".into())
@@ -238,12 +238,23 @@ impl Membership for Group {
             .map_err(|fatal| RaftError::Stopped(fatal.to_string()))?;
         let mut changes = self.leadership_changes();
         let led = changes.wait_for(|now| match now {
-            Leadership::Follower { leader: new } => new.term > leader.term,
-            Leadership::Leader(new) => new.term > leader.term,
+            Leadership::Follower { leader: new } | Leadership::Leader(new) => {
+                new.term > leader.term
+            }
             Leadership::Unknown => false,
         });
         match ctx.run(led).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(now)) => match *now {
+                Leadership::Leader(_) => Err(RaftError::OutcomeUnknown(
+                    "this node was elected again instead",
+                )),
+                Leadership::Follower { leader } if wanted.is_some_and(|to| to != leader.node) => {
+                    Err(RaftError::NotLeader {
+                        leader: Some(leader.node),
+                    })
+                }
+                Leadership::Follower { .. } | Leadership::Unknown => Ok(()),
+            },
             Ok(Err(_)) => Err(RaftError::NoSuchGroup),
             Err(_) => Err(RaftError::OutcomeUnknown(
                 "leadership was not taken over yet",

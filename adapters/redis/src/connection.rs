@@ -739,6 +739,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.session.client.unblocked();
         } else if let Some(operation) = &waiting.operation
             && shared.is_slow(took)
+            && let keep = shared.settings().slowlog_max_len
+            && let since_start = now.saturating_duration_since(shared.began)
+            && shared.slowlog.takes(since_start.as_secs(), keep)
         {
             shared.slowlog.push(
                 Entry {
@@ -749,7 +752,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     address: self.session.client.address.clone(),
                     name: self.session.client.names.lock().name.clone(),
                 },
-                shared.settings().slowlog_max_len,
+                keep,
             );
         }
         if let Some((database, resp)) = waiting.restore

@@ -1,5 +1,6 @@
 //! A Redis command as the data plane sees it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -289,6 +290,14 @@ fn put_together(walk: Walk, replies: Vec<Bytes>) -> Result<Reply, ReplyError> {
     (walk.gather)(parts)
 }
 
+thread_local! {
+    /// Where replies are written whose length is not known before.
+    static SCRATCH: RefCell<BytesMut> = RefCell::default();
+}
+
+/// Up to so many bytes a reply is copied out of the scratch, in one piece of just its length.
+const SHORT_REPLY: usize = 4096;
+
 fn encoded(reply: &Reply, resp: Resp) -> Bytes {
     // The commonest replies cost nothing.
     match (reply, resp) {
@@ -298,9 +307,15 @@ fn encoded(reply: &Reply, resp: Resp) -> Bytes {
         (Reply::Null, Resp::V2) => return Bytes::from_static(b"$-1\r\n"),
         _ => {}
     }
-    let mut out = BytesMut::new();
-    reply::encode(reply, resp, &mut out);
-    out.freeze()
+    SCRATCH.with_borrow_mut(|out| {
+        reply::encode(reply, resp, out);
+        if out.len() > SHORT_REPLY {
+            return std::mem::take(out).freeze();
+        }
+        let short = Bytes::copy_from_slice(out);
+        out.clear();
+        short
+    })
 }
 
 /// Decodes Redis operations that another node forwarded.

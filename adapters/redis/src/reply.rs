@@ -305,22 +305,7 @@ fn error_line(out: &mut BytesMut, text: &[u8]) {
 
 fn integer_line(out: &mut BytesMut, kind: u8, number: i64) {
     out.put_u8(kind);
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    let mut rest = number.unsigned_abs();
-    loop {
-        at -= 1;
-        // Always below ten.
-        digits[at] = b'0' + u8::try_from(rest % 10).unwrap_or(0);
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    if number < 0 {
-        out.put_u8(b'-');
-    }
-    out.put_slice(&digits[at..]);
+    out.put_slice(itoa::Buffer::new().format(number).as_bytes());
     out.put_slice(b"\r\n");
 }
 

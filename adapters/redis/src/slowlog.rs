@@ -23,9 +23,22 @@ pub(crate) struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct SlowLog {
     ring: Mutex<(i64, VecDeque<Entry>)>,
+    /// A second, and how many entries were taken in it.
+    taken: Mutex<(u64, usize)>,
 }
 
 impl SlowLog {
+    /// Whether another entry is taken in this `second` of any clock: as many as are kept. Under load
+    /// every command may be slow, and what nobody could read would make them slower.
+    pub(crate) fn takes(&self, second: u64, keep: usize) -> bool {
+        let mut taken = self.taken.lock();
+        if taken.0 != second {
+            *taken = (second, 0);
+        }
+        taken.1 += 1;
+        taken.1 <= keep
+    }
+
     /// Remembers `entry` (its id is given here) and forgets what is beyond `keep`.
     pub(crate) fn push(&self, mut entry: Entry, keep: usize) {
         let mut ring = self.ring.lock();
@@ -70,4 +83,17 @@ pub(crate) fn shortened(args: &[Bytes]) -> Vec<Bytes> {
         .map(short)
         .chain([Bytes::from(format!("... ({left} more arguments)"))])
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_takes_as_many_entries_as_are_kept() {
+        let log = SlowLog::default();
+        let taken = |second| (0..10).filter(|_| log.takes(second, 3)).count();
+        assert_eq!((taken(7), taken(7), taken(8)), (3, 0, 3));
+        assert!(!log.takes(9, 0));
+    }
 }

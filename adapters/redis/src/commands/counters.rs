@@ -99,7 +99,8 @@ impl Command for IncrBy {
         let sum = number
             .checked_add(self.increment)
             .ok_or(ReplyError::Overflow)?;
-        db.set_string(&self.key, Bytes::from(sum.to_string()), expires_at)?;
+        let text = Bytes::copy_from_slice(itoa::Buffer::new().format(sum).as_bytes());
+        db.set_string(&self.key, text, expires_at)?;
         Ok(Reply::Integer(sum))
     }
 }

@@ -447,7 +447,11 @@ impl Command for HIncrBy {
         let sum = number
             .checked_add(self.increment)
             .ok_or(ReplyError::Overflow)?;
-        hash.put(db, &self.field, Bytes::from(sum.to_string()))?;
+        hash.put(
+            db,
+            &self.field,
+            Bytes::copy_from_slice(itoa::Buffer::new().format(sum).as_bytes()),
+        )?;
         hash.save(db)?;
         Ok(Reply::Integer(sum))
     }

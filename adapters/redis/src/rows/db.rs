@@ -39,6 +39,13 @@ pub(crate) struct Collection {
 const HAS_EXPIRY: u8 = 0x80;
 const HAS_HOME: u8 = 0x40;
 
+impl Collection {
+    /// Bytes that a first row has for it, beside its home.
+    fn stored_len(&self) -> usize {
+        if self.kind == Type::List { 32 } else { 16 }
+    }
+}
+
 impl First {
     pub(crate) fn kind(&self) -> Type {
         match &self.value {
@@ -52,10 +59,12 @@ impl First {
             Value::String(value) => (value.len(), None),
             Value::Collection(collection) => {
                 let home = collection.home.as_ref().map(Prefix::as_bytes);
-                (32 + home.map_or(0, Bytes::len), home)
+                (collection.stored_len() + home.map_or(0, Bytes::len), home)
             }
         };
-        let mut out = BytesMut::with_capacity(body + 9);
+        // Exactly as long: what is longer has to be kept track of once it is frozen.
+        let expiry = self.expires_at.map_or(0, |_| 8);
+        let mut out = BytesMut::with_capacity(1 + expiry + body);
         let mut flags = self.kind() as u8;
         if self.expires_at.is_some() {
             flags |= HAS_EXPIRY;

@@ -1,7 +1,7 @@
 //! Bodies on their way in and out.
 //!
 //! In: permits first, then chunks of [`CHUNK_BYTES`]; while one is received, the one before is hashed
-//! on a blocking thread and pushed to the replicas. Out: piece by piece, the next fetched while one
+//! on other threads and pushed to the replicas. Out: piece by piece, the next fetched while one
 //! is sent.
 //!
 //! # Invariants
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures::stream::{BoxStream, FuturesOrdered};
-use futures::{Stream, StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt};
 use leadline_kv::blobs::{
     BlobError, Blobs, BytePermit, CHUNK_BYTES, ChunkRef, Upload, chunk_buffer,
 };
@@ -29,7 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::error;
-use crate::hashes::{Hashed, Hashes};
+use crate::hashes::{Hashed, Hashes, Hashing, Lanes};
 use crate::metrics::S3Metrics;
 use crate::rows::{PartRow, Piece};
 
@@ -44,9 +44,6 @@ const WINDOW: usize = (PUSHED_AT_ONCE + 1) * CHUNK_BYTES;
 
 /// Pieces of one part row of an object that was put in one piece.
 const PIECES_IN_A_ROW: usize = 64;
-
-/// Hashing fewer bytes than this is not worth another thread.
-const HASHED_IN_PLACE: usize = 32 << 10;
 
 /// Bytes that a body on its way out may hold.
 const READ_WINDOW: usize = 2 * CHUNK_BYTES;
@@ -111,6 +108,7 @@ pub(crate) struct Receiver<'a> {
     pub(crate) pace: &'a Pace,
     /// A row key of the bucket.
     pub(crate) near: Bytes,
+    pub(crate) lanes: &'a Lanes,
 }
 
 /// A chunk on the replicas, and when its push began.
@@ -133,7 +131,7 @@ impl Receiver<'_> {
         &self,
         body: Option<StreamingBlob>,
         length: Option<u64>,
-        mut hashes: Hashes,
+        hashes: Hashes,
         held: BytePermit,
     ) -> S3Result<Received> {
         let mut buffer = BytesMut::new();
@@ -145,6 +143,8 @@ impl Receiver<'_> {
         let Some(mut body) = body else {
             return Ok(inline(Bytes::new(), 0, hashes, held));
         };
+        let _under_way = self.lanes.body();
+        let mut hashing = Hashing::of(hashes);
         loop {
             // The next chunk, while those before are pushed.
             while buffer.len() < CHUNK_BYTES {
@@ -182,16 +182,20 @@ impl Receiver<'_> {
                         }
                         if upload.chunks().is_empty() && pushes.is_empty() && buffer.len() <= INLINE
                         {
+                            let hashes = hashing.finish().await.map_err(S3Error::internal_error)?;
                             return Ok(inline(buffer.freeze(), size, hashes, held));
                         }
                         if !buffer.is_empty() {
                             let chunk = buffer.freeze();
                             pushes.push_back(self.push(chunk.clone(), held.clone()));
-                            hashes = beside(&mut pushes, &mut upload, hash(hashes, chunk)).await?;
+                            let before = hashing.finish().map_err(S3Error::internal_error);
+                            let hashes = beside(&mut pushes, &mut upload, before).await?;
+                            hashing = hashes.start(self.lanes, chunk);
                         }
                         while let Some(pushed) = pushes.next().await {
                             note(&mut upload, pushed)?;
                         }
+                        let hashes = hashing.finish().await.map_err(S3Error::internal_error)?;
                         let fresh = upload
                             .settle(&self.pace.step(), self.blobs, &self.near)
                             .await
@@ -213,7 +217,9 @@ impl Receiver<'_> {
                 }
             }
             pushes.push_back(self.push(chunk.clone(), held.clone()));
-            hashes = beside(&mut pushes, &mut upload, hash(hashes, chunk)).await?;
+            let before = hashing.finish().map_err(S3Error::internal_error);
+            let hashes = beside(&mut pushes, &mut upload, before).await?;
+            hashing = hashes.start(self.lanes, chunk);
         }
     }
 
@@ -270,20 +276,6 @@ fn note(upload: &mut Upload, pushed: Pushed) -> S3Result<()> {
     let (began, chunk) = pushed.map_err(error::of_blob)?;
     upload.note(began, chunk);
     Ok(())
-}
-
-/// Hashing is the caller's own work, begun and awaited here: a caller that leaves lets it run out.
-pub(crate) async fn hash(mut hashes: Hashes, chunk: Bytes) -> S3Result<Hashes> {
-    if chunk.len() <= HASHED_IN_PLACE {
-        hashes.update(&chunk);
-        return Ok(hashes);
-    }
-    tokio::task::spawn_blocking(move || {
-        hashes.update(&chunk);
-        hashes
-    })
-    .await
-    .map_err(S3Error::internal_error)
 }
 
 fn inline(bytes: Bytes, size: u64, mut hashes: Hashes, held: BytePermit) -> Received {
@@ -492,6 +484,7 @@ mod tests {
         blobs: Arc<MemoryBlobs>,
         metrics: S3Metrics,
         pace: Pace,
+        lanes: Lanes,
     }
 
     impl World {
@@ -499,6 +492,7 @@ mod tests {
             Self {
                 blobs: Arc::new(MemoryBlobs::new(budget)),
                 metrics: S3Metrics::register(&mut Registry::default()),
+                lanes: Lanes::new(),
                 pace: Pace::new(
                     Context::with_timeout(Duration::from_secs(3600)),
                     Duration::from_secs(5),
@@ -512,6 +506,7 @@ mod tests {
                 metrics: &self.metrics,
                 pace: &self.pace,
                 near: Bytes::from_static(b"near"),
+                lanes: &self.lanes,
             }
         }
 

@@ -86,6 +86,7 @@ impl S3Door {
             store: store.clone(),
             blobs,
             reads: Arc::new(ReadBudget::new(config.read_budget)),
+            lanes: crate::hashes::Lanes::new(),
             metrics: S3Metrics::register(registry),
         };
         let domains: Arc<[String]> = config

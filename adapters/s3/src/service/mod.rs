@@ -30,6 +30,7 @@ pub(crate) struct Service {
     pub(crate) store: Store,
     pub(crate) blobs: Arc<dyn Blobs>,
     pub(crate) reads: Arc<ReadBudget>,
+    pub(crate) lanes: crate::hashes::Lanes,
     pub(crate) metrics: S3Metrics,
 }
 

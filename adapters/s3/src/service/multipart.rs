@@ -212,6 +212,7 @@ impl Service {
             metrics: &self.metrics,
             pace: &asking.pace,
             near: Self::near(&input.bucket),
+            lanes: &self.lanes,
         };
         let held = receiver.reserve(length)?;
         let received = receiver
@@ -296,7 +297,8 @@ impl Service {
         while let Some(chunk) = bytes.next().await {
             let chunk =
                 chunk.map_err(|source| S3Error::with_source(S3ErrorCode::InternalError, source))?;
-            hashing = crate::body::hash(hashing, chunk).await?;
+            let begun = hashing.start(&self.lanes, chunk);
+            hashing = begun.finish().await.map_err(S3Error::internal_error)?;
         }
         let hashed = hashing.finish();
         self.adopt(&asking, &input.bucket, &source.bucket, &source.segments)

@@ -133,6 +133,7 @@ impl Service {
             metrics: &self.metrics,
             pace: &asking.pace,
             near: Self::near(&bucket),
+            lanes: &self.lanes,
         };
         let held = receiver.reserve(length)?;
         let hashing = Hashes::new(announced.algorithm(), false);

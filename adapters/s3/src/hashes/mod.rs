@@ -1,13 +1,23 @@
 //! MD5 for ETags, and the checksums that clients send and ask for.
 //!
 //! SHA-1 and SHA-256 are *ring*'s (OpenSSL's assembly), the CRCs use the CPU's carry-less
-//! multiplication. [`Hashes`] is moved to a blocking thread and back, chunk by chunk, beside the
-//! receiving of the next one.
+//! multiplication. [`Hashes`] is moved to other threads and back, chunk by chunk, beside the pushing
+//! of the chunk and the receiving of the next one; the MD5s of several bodies share [`Lanes`].
 
-use md5::{Digest as _, Md5};
+mod lanes;
+mod md5;
+
+use bytes::Bytes;
 use ring::digest;
+use tokio::task::JoinHandle;
+
+use self::md5::Md5;
+pub(crate) use lanes::Lanes;
 
 use crate::rows::Algorithm;
+
+/// Hashing fewer bytes than this is not worth another thread.
+const HASHED_IN_PLACE: usize = 32 << 10;
 
 /// Hashes of one body, as it comes.
 pub(crate) struct Hashes {
@@ -57,6 +67,29 @@ impl Hashes {
 
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         self.md5.update(bytes);
+        self.update_sums(bytes);
+    }
+
+    /// Begins to hash the next chunk, on other threads unless it is small.
+    pub(crate) fn start(mut self, lanes: &Lanes, chunk: Bytes) -> Hashing {
+        if chunk.len() <= HASHED_IN_PLACE {
+            self.update(&chunk);
+            return Hashing::of(self);
+        }
+        let md5 = std::mem::replace(&mut self.md5, Md5::new());
+        let md5 = Some(lanes.update(md5, chunk.clone()));
+        let sums = if self.sha256.is_none() && matches!(self.sum, Sum::None) {
+            Sums::Here(Box::new(self))
+        } else {
+            Sums::There(tokio::task::spawn_blocking(move || {
+                self.update_sums(&chunk);
+                self
+            }))
+        };
+        Hashing { md5, sums }
+    }
+
+    fn update_sums(&mut self, bytes: &[u8]) {
         if let Some(sha256) = &mut self.sha256 {
             sha256.update(bytes);
         }
@@ -69,7 +102,7 @@ impl Hashes {
 
     pub(crate) fn finish(self) -> Hashed {
         Hashed {
-            md5: self.md5.finalize().into(),
+            md5: self.md5.finish(),
             sha256: self
                 .sha256
                 .and_then(|context| context.finish().as_ref().try_into().ok()),
@@ -79,6 +112,48 @@ impl Hashes {
                 Sum::Ring(context) => base64(context.finish().as_ref()),
             },
         }
+    }
+}
+
+/// Hashing of a chunk, under way. Whoever drops it lets the sums run out; the MD5 ends.
+pub(crate) struct Hashing {
+    md5: Option<lanes::Pending>,
+    sums: Sums,
+}
+
+enum Sums {
+    Here(Box<Hashes>),
+    There(JoinHandle<Hashes>),
+}
+
+/// Hashing ended before its result: the process stops, or a thread panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("a chunk was not hashed to its end")]
+pub(crate) struct Lost;
+
+impl Hashing {
+    /// Of nothing, yet.
+    pub(crate) fn of(hashes: Hashes) -> Self {
+        Self {
+            md5: None,
+            sums: Sums::Here(Box::new(hashes)),
+        }
+    }
+
+    /// The hashes with the chunk.
+    pub(crate) async fn finish(self) -> Result<Hashes, Lost> {
+        let md5 = match self.md5 {
+            Some(md5) => Some(md5.wait().await?),
+            None => None,
+        };
+        let mut hashes = match self.sums {
+            Sums::Here(hashes) => *hashes,
+            Sums::There(sums) => sums.await.map_err(|_| Lost)?,
+        };
+        if let Some(md5) = md5 {
+            hashes.md5 = md5;
+        }
+        Ok(hashes)
     }
 }
 
@@ -124,10 +199,9 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub(crate) fn multipart_etag(md5s: &[String]) -> Option<String> {
     let mut whole = Md5::new();
     for md5 in md5s {
-        whole.update(hex_simd::decode_to_vec(md5).ok()?);
+        whole.update(&hex_simd::decode_to_vec(md5).ok()?);
     }
-    let whole: [u8; 16] = whole.finalize().into();
-    Some(format!("{}-{}", hex(&whole), md5s.len()))
+    Some(format!("{}-{}", hex(&whole.finish()), md5s.len()))
 }
 
 /// The checksum of checksums.

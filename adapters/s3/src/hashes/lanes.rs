@@ -281,10 +281,10 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
+        #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
         fn bodies_at_a_time_have_the_digests_they_have_alone(
-            bodies in prop::collection::vec((0..300_000_usize, 100..150_000_usize), 1..40),
+            bodies in prop::collection::vec((0..100_000_usize, 100..60_000_usize), 1..24),
             width in 1..20_usize,
             threads in 1..3_usize,
         ) {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures::stream::{BoxStream, FuturesOrdered};
-use futures::{Stream, StreamExt, TryFutureExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use leadline_kv::blobs::{
     BlobError, Blobs, BytePermit, CHUNK_BYTES, ChunkRef, Upload, chunk_buffer,
 };
@@ -182,20 +182,21 @@ impl Receiver<'_> {
                         }
                         if upload.chunks().is_empty() && pushes.is_empty() && buffer.len() <= INLINE
                         {
-                            let hashes = hashing.finish().await.map_err(S3Error::internal_error)?;
+                            let hashes = hashing.finish(&self.pace.step()).await?;
                             return Ok(inline(buffer.freeze(), size, hashes, held));
                         }
                         if !buffer.is_empty() {
                             let chunk = buffer.freeze();
                             pushes.push_back(self.push(chunk.clone(), held.clone()));
-                            let before = hashing.finish().map_err(S3Error::internal_error);
+                            let step = self.pace.step();
+                            let before = hashing.finish(&step);
                             let hashes = beside(&mut pushes, &mut upload, before).await?;
                             hashing = hashes.start(self.lanes, chunk);
                         }
                         while let Some(pushed) = pushes.next().await {
                             note(&mut upload, pushed)?;
                         }
-                        let hashes = hashing.finish().await.map_err(S3Error::internal_error)?;
+                        let hashes = hashing.finish(&self.pace.step()).await?;
                         let fresh = upload
                             .settle(&self.pace.step(), self.blobs, &self.near)
                             .await
@@ -217,7 +218,8 @@ impl Receiver<'_> {
                 }
             }
             pushes.push_back(self.push(chunk.clone(), held.clone()));
-            let before = hashing.finish().map_err(S3Error::internal_error);
+            let step = self.pace.step();
+            let before = hashing.finish(&step);
             let hashes = beside(&mut pushes, &mut upload, before).await?;
             hashing = hashes.start(self.lanes, chunk);
         }

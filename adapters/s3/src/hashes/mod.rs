@@ -8,12 +8,15 @@ mod lanes;
 mod md5;
 
 use bytes::Bytes;
+use leadline_raft::Context;
 use ring::digest;
+use s3s::{S3Error, S3Result};
 use tokio::task::JoinHandle;
 
 use self::md5::Md5;
 pub(crate) use lanes::Lanes;
 
+use crate::error;
 use crate::rows::Algorithm;
 
 /// Hashing fewer bytes than this is not worth another thread.
@@ -141,7 +144,12 @@ impl Hashing {
     }
 
     /// The hashes with the chunk.
-    pub(crate) async fn finish(self) -> Result<Hashes, Lost> {
+    pub(crate) async fn finish(self, ctx: &Context) -> S3Result<Hashes> {
+        let hashes = ctx.run(self.hashed()).await.map_err(error::of_ended)?;
+        hashes.map_err(S3Error::internal_error)
+    }
+
+    async fn hashed(self) -> Result<Hashes, Lost> {
         let md5 = match self.md5 {
             Some(md5) => Some(md5.wait().await?),
             None => None,

@@ -298,7 +298,7 @@ impl Service {
             let chunk =
                 chunk.map_err(|source| S3Error::with_source(S3ErrorCode::InternalError, source))?;
             let begun = hashing.start(&self.lanes, chunk);
-            hashing = begun.finish().await.map_err(S3Error::internal_error)?;
+            hashing = begun.finish(&asking.pace.step()).await?;
         }
         let hashed = hashing.finish();
         self.adopt(&asking, &input.bucket, &source.bucket, &source.segments)

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::future::{BoxFuture, join_all};
 use futures::{FutureExt, StreamExt};
@@ -27,6 +28,9 @@ use crate::{Coordinator, KvError, ShardedCoordinator, wire};
 
 /// Below this much free space on the data directory's disk a node is not ready.
 const LEAST_FREE_BYTES: u64 = 64 << 20;
+
+/// How long a replica has to say who the members of its group are, when others can be asked.
+const ASK: Duration = Duration::from_secs(1);
 
 /// What the parts of a node share.
 pub(crate) struct Core {
@@ -159,13 +163,17 @@ impl Core {
                 kind: Kind::List.into(),
                 ..wire::ChangeGroupRequest::default()
             };
-            match ctx.run(self.change_group_at(ctx, node, list)).await {
-                Ok(Ok(reply)) => {
+            let asked = ctx.child(ASK);
+            let reply = asked.run(self.change_group_at(&asked, node, list)).await;
+            match reply.unwrap_or_else(|ended| Err(ended.to_string())) {
+                Ok(reply) => {
                     self.coordinator.heard_of(group, node);
                     return Ok((node, reply.members));
                 }
-                Ok(Err(refused)) => why = refused,
-                Err(ended) => return Err(ended.to_string()),
+                Err(refused) => why = refused,
+            }
+            if let Some(ended) = ctx.ended() {
+                return Err(ended.to_string());
             }
         }
         Err(why)

@@ -411,8 +411,11 @@ impl Stage {
             .collect();
         given.extend_from_slice(environment);
         let is_redis = self.args.peer == Peer::Redis;
+        // Chunks that no object names any more are kept for an hour. A sparse file: what is not
+        // written takes no room.
+        let for_chunks = 2 * u32::try_from(self.args.time_limit).unwrap_or(u32::MAX / 4);
         let machines = Machines {
-            disk_mib: any(nemesis::Kind::needs_disk).then_some(1024),
+            disk_mib: any(nemesis::Kind::needs_disk).then_some(1024 + for_chunks),
             clocks: any(nemesis::Kind::hurts_clocks),
             environment: given,
             ..Machines::plain(if is_redis { 1 } else { self.args.nodes })

@@ -303,6 +303,11 @@ fn error_line(out: &mut BytesMut, text: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
+/// A number as text of just its length.
+pub(crate) fn decimal(number: i64) -> Bytes {
+    Bytes::copy_from_slice(itoa::Buffer::new().format(number).as_bytes())
+}
+
 fn integer_line(out: &mut BytesMut, kind: u8, number: i64) {
     out.put_u8(kind);
     out.put_slice(itoa::Buffer::new().format(number).as_bytes());

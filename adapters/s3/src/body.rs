@@ -188,10 +188,7 @@ impl Receiver<'_> {
                         if !buffer.is_empty() {
                             let chunk = buffer.freeze();
                             pushes.push_back(self.push(chunk.clone(), held.clone()));
-                            let step = self.pace.step();
-                            let before = hashing.finish(&step);
-                            let hashes = beside(&mut pushes, &mut upload, before).await?;
-                            hashing = hashes.start(self.lanes, chunk);
+                            hashing = self.hash(hashing, chunk, &mut pushes, &mut upload).await?;
                         }
                         while let Some(pushed) = pushes.next().await {
                             note(&mut upload, pushed)?;
@@ -218,11 +215,21 @@ impl Receiver<'_> {
                 }
             }
             pushes.push_back(self.push(chunk.clone(), held.clone()));
-            let step = self.pace.step();
-            let before = hashing.finish(&step);
-            let hashes = beside(&mut pushes, &mut upload, before).await?;
-            hashing = hashes.start(self.lanes, chunk);
+            hashing = self.hash(hashing, chunk, &mut pushes, &mut upload).await?;
         }
+    }
+
+    /// Begins to hash `chunk` when the one before is hashed; meanwhile pushes go on.
+    async fn hash(
+        &self,
+        before: Hashing,
+        chunk: Bytes,
+        pushes: &mut FuturesOrdered<impl Future<Output = Pushed>>,
+        upload: &mut Upload,
+    ) -> S3Result<Hashing> {
+        let step = self.pace.step();
+        let hashes = beside(pushes, upload, before.finish(&step)).await?;
+        Ok(hashes.start(self.lanes, chunk))
     }
 
     async fn push(&self, chunk: Bytes, held: BytePermit) -> Pushed {

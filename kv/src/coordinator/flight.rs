@@ -93,9 +93,7 @@ impl Flight {
         self.attempts += 1;
         Some(held.park(request.clone(), self.attempts))
     }
-}
 
-impl Flight {
     /// What the request ends with, if its last sending ended with `error`.
     pub(super) fn ended(&self, error: KvError) -> KvError {
         if self.unknown && error.outcome() == Outcome::NotApplied {

@@ -22,7 +22,7 @@ const STRIPES: usize = 4096;
 /// Deletions of ranges that are remembered one by one.
 const RANGES: usize = 64;
 
-pub(super) struct Deletions {
+pub(crate) struct Deletions {
     now: Moment,
     /// The last deletion of a row of each stripe.
     stripes: Box<[u64]>,
@@ -43,7 +43,7 @@ impl Deletions {
         }
     }
 
-    pub(super) fn now(&self) -> Moment {
+    pub(crate) fn now(&self) -> Moment {
         self.now
     }
 
@@ -65,7 +65,7 @@ impl Deletions {
     }
 
     /// Whether the row at `key` was not deleted since `then`.
-    pub(super) fn none_of_row_since(&self, then: Moment, key: &[u8]) -> bool {
+    pub(crate) fn none_of_row_since(&self, then: Moment, key: &[u8]) -> bool {
         then.life == self.now.life
             && self.stripes[stripe(key)] <= then.deletions
             && self.forgotten <= then.deletions
@@ -78,7 +78,7 @@ impl Deletions {
     }
 
     /// Whether nothing at all was deleted since `then`.
-    pub(super) fn none_since(&self, then: Moment) -> bool {
+    pub(crate) fn none_since(&self, then: Moment) -> bool {
         then == self.now
     }
 }

@@ -319,7 +319,7 @@ impl Rows for ExecutorRows<'_> {
     }
 
     fn moment(&self) -> Result<Moment, RowError> {
-        Ok(self.overlay.moment())
+        Ok(self.overlay.deletions().now())
     }
 }
 

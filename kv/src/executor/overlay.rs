@@ -20,7 +20,7 @@ use bytes::Bytes;
 use super::deletions::Deletions;
 use super::entry::BatchWriter;
 use crate::storage::Row;
-use crate::{Moment, ScanOrder, Timestamp};
+use crate::{ScanOrder, Timestamp};
 
 /// What the overlay knows of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,19 +84,9 @@ impl Overlay {
         }
     }
 
-    /// Now, as far as what is absent is concerned.
-    pub(crate) fn moment(&self) -> Moment {
-        self.deletions.now()
-    }
-
-    /// Whether the row at `key` was not deleted since `then`.
-    pub(crate) fn no_deletion_of_since(&self, key: &[u8], then: Moment) -> bool {
-        self.deletions.none_of_row_since(then, key)
-    }
-
-    /// Whether nothing was deleted since `then`.
-    pub(crate) fn no_deletion_since(&self, then: Moment) -> bool {
-        self.deletions.none_since(then)
+    /// What was deleted here, and when.
+    pub(crate) fn deletions(&self) -> &Deletions {
+        &self.deletions
     }
 
     /// Remembers that no row is in `range`.

@@ -198,7 +198,7 @@ fn changed(
             return conflict(&row.key);
         }
         if let (None, Some(then)) = (row.stamp, then)
-            && !rows.overlay.no_deletion_of_since(&row.key, then)
+            && !rows.overlay.deletions().none_of_row_since(then, &row.key)
         {
             return conflict(&row.key);
         }
@@ -213,7 +213,9 @@ fn changed(
         }
         let mut digest = Digest::default();
         rows.scan(&all, &mut |key, stamp| digest.add(key, stamp))?;
-        if !digest.is_of(range) || then.is_some_and(|then| !rows.overlay.no_deletion_since(then)) {
+        if !digest.is_of(range)
+            || then.is_some_and(|then| !rows.overlay.deletions().none_since(then))
+        {
             return conflict(&range.start);
         }
     }

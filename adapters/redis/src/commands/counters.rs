@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::args::{Args, parse_integer};
 use crate::commands::boxed;
 use crate::long_double::{LongDouble, Parsed};
-use crate::reply::{Reply, ReplyError};
+use crate::reply::{Reply, ReplyError, decimal};
 use crate::rows::Db;
 use crate::spec::{Arity, Command, Keys, Spec};
 
@@ -99,8 +99,7 @@ impl Command for IncrBy {
         let sum = number
             .checked_add(self.increment)
             .ok_or(ReplyError::Overflow)?;
-        let text = Bytes::copy_from_slice(itoa::Buffer::new().format(sum).as_bytes());
-        db.set_string(&self.key, text, expires_at)?;
+        db.set_string(&self.key, decimal(sum), expires_at)?;
         Ok(Reply::Integer(sum))
     }
 }

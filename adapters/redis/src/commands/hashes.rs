@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::args::{Args, parse_integer};
 use crate::commands::{boxed, counters};
 use crate::long_double::LongDouble;
-use crate::reply::{Reply, ReplyError};
+use crate::reply::{Reply, ReplyError, decimal};
 use crate::rows::{Db, Hashed, Type};
 use crate::spec::{Arity, Command, Keys, Spec};
 
@@ -447,11 +447,7 @@ impl Command for HIncrBy {
         let sum = number
             .checked_add(self.increment)
             .ok_or(ReplyError::Overflow)?;
-        hash.put(
-            db,
-            &self.field,
-            Bytes::copy_from_slice(itoa::Buffer::new().format(sum).as_bytes()),
-        )?;
+        hash.put(db, &self.field, decimal(sum))?;
         hash.save(db)?;
         Ok(Reply::Integer(sum))
     }

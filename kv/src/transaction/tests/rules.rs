@@ -9,7 +9,7 @@ use leadline_raft::{Context, Ended};
 use tokio_util::sync::CancellationToken;
 
 use super::super::coordinate::{Attempted, Point};
-use super::{Cluster, Fate, Gate, follow, key, number, put, read_all, script, set_all};
+use super::{Cluster, Fate, Gate, Gated, follow, key, number, put, read_all, script, set_all};
 use crate::transaction::AttemptId;
 use crate::transaction::steps::{TransactionOperation, decode};
 use crate::wire::transaction_reply::Reply as StepReply;
@@ -178,6 +178,19 @@ async fn only_waiting(gate: &Gate) -> (&'static str, usize) {
     }
 }
 
+/// Waits until so many messages wait at the gate, and takes them.
+async fn all_waiting(gate: &Gate, count: usize) -> Vec<Gated> {
+    let began = Instant::now();
+    while gate.waiting.lock().len() < count {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "too little was sent"
+        );
+    }
+    gate.waiting.lock().drain(..).collect()
+}
+
 async fn deliver_one(cluster: &Arc<Cluster>, gate: &Gate) {
     let message = gate.waiting.lock().pop_front();
     super::explore::deliver(cluster, &mut message.unwrap()).await;
@@ -233,11 +246,7 @@ async fn rule_1_what_is_absent_did_not_come_and_go_before_it_is_compared() {
             delete(&cluster, 1, &y).await;
         }
         meet(&pause).await;
-        let mut checks = Vec::new();
-        while checks.len() < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            checks.extend(gate.waiting.lock().drain(..));
-        }
+        let mut checks = all_waiting(&gate, 2).await;
         checks.sort_by_key(|check| std::cmp::Reverse(check.shard));
         super::explore::deliver(&cluster, &mut checks[0]).await;
         if moved {
@@ -270,12 +279,10 @@ async fn rule_1_what_was_absent_under_another_leader_is_read_again() {
                 .await
         }
     });
-    while gate.waiting.lock().len() < 2 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let checks = all_waiting(&gate, 2).await;
     cluster.elect(0).await;
-    while !gate.waiting.lock().is_empty() {
-        deliver_one(&cluster, &gate).await;
+    for mut check in checks {
+        super::explore::deliver(&cluster, &mut check).await;
     }
     assert!(matches!(running.await.unwrap(), Attempted::Conflict));
     let read = read_all(&keys());
@@ -305,11 +312,7 @@ async fn rule_1_a_range_did_not_hold_more_before_it_is_compared() {
             tokio::spawn(async move { coordinator.attempt(&ctx(), &read, None, 0).await });
         assert_eq!(only_waiting(&gate).await, ("TXN.SCAN", 0));
         deliver_one(&cluster, &gate).await;
-        let mut checks = Vec::new();
-        while checks.len() < 2 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            checks.extend(gate.waiting.lock().drain(..));
-        }
+        let mut checks = all_waiting(&gate, 2).await;
         if changed {
             let b = key(0, "b");
             cluster.on_shard(0, set_all(&[b.clone()], 7)).await.unwrap();

@@ -6,6 +6,10 @@
 //! A batch goes to the journal's buffer and to the memtable; nothing is synced before
 //! [`Storage::flush`], because the Raft log is what makes writes durable. At open the journals are
 //! looked through first (`journal_check`), since fjall cuts a damaged journal silently.
+//!
+//! The index and the filter of each table stay in memory. Read through the block cache, hundreds of
+//! kilobytes each, they would drive each other and the rows out of it once there are a few million rows.
+//! From level 3 on fjall cuts them into blocks, of which only the top stays.
 
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
@@ -14,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
+use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry, PinningPolicy};
 use fjall::{
     AbstractTree, Database, Guard, Iter, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch,
     PersistMode, Readable, Snapshot,
@@ -109,6 +113,8 @@ impl FjallStorage {
                 .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(
                     BloomConstructionPolicy::BitsPerKey(10.0),
                 )))
+                .filter_block_pinning_policy(PinningPolicy::all(true))
+                .index_block_pinning_policy(PinningPolicy::all(true))
         })?;
         Ok(Self {
             dir: dir.to_owned(),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use leadline_raft::engine::{LeaderView, Leadership, Membership, Role};
 use leadline_raft::{Context, FALLBACK_DEADLINE, GroupId, NodeId};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Seen, Step, plan};
@@ -27,12 +28,16 @@ const BUSY: Duration = Duration::from_millis(100);
 const AT_ONCE: usize = 8;
 /// A leadership moves for balance only after this many ticks without another step.
 const QUIET_TICKS: u32 = 3;
+/// How long a node that did not take over a leadership is offered none for balance: each attempt leaves
+/// a group without a leader for seconds.
+const REST: Duration = Duration::from_secs(60);
 
 /// Keeps every group replicated and every leadership where it should be.
 pub(crate) struct Controller {
     core: Arc<Core>,
     quiet: u32,
     held_back: HeldBack,
+    resting: Resting,
 }
 
 /// How a step ended.
@@ -60,12 +65,28 @@ impl HeldBack {
     }
 }
 
+/// The nodes that did not take over a leadership lately, and until when they rest.
+#[derive(Debug, Default)]
+struct Resting(BTreeMap<NodeId, Instant>);
+
+impl Resting {
+    fn begin(&mut self, node: NodeId, now: Instant) {
+        self.0.insert(node, now + REST);
+    }
+
+    fn has(&mut self, node: NodeId, now: Instant) -> bool {
+        self.0.retain(|_, until| *until > now);
+        self.0.contains_key(&node)
+    }
+}
+
 impl Controller {
     pub(crate) fn new(core: Arc<Core>) -> Self {
         Self {
             core,
             quiet: 0,
             held_back: HeldBack::default(),
+            resting: Resting::default(),
         }
     }
 
@@ -115,6 +136,11 @@ impl Controller {
                 .is_some_and(|view| is_up(&catalog, view.leader)),
             _ => false,
         };
+        let now = Instant::now();
+        steps.retain(|step| match *step {
+            Step::Transfer { to, .. } => !for_balance(step) || !self.resting.has(to, now),
+            _ => true,
+        });
         let only_balance = !steps.is_empty() && steps.iter().all(for_balance);
         if steps.is_empty() || only_balance {
             self.quiet = self.quiet.saturating_add(1);
@@ -149,6 +175,9 @@ impl Controller {
             Ok(taken) => taken,
             Err(why) => {
                 tracing::debug!(?step, why, "a membership step was not finished");
+                if let Step::Transfer { to, .. } = *step {
+                    self.resting.begin(to, Instant::now());
+                }
                 return;
             }
         };
@@ -273,6 +302,16 @@ fn is_up(catalog: &Catalog, node: NodeId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_took_over_nothing_rests_for_a_while() {
+        let mut resting = Resting::default();
+        let began = Instant::now();
+        resting.begin(NodeId(2), began);
+        assert!(resting.has(NodeId(2), began + REST / 2));
+        assert!(!resting.has(NodeId(3), began));
+        assert!(!resting.has(NodeId(2), began + REST));
+    }
 
     #[test]
     fn a_promotion_that_waits_is_news_when_it_begins_to_and_when_it_is_over() {

@@ -73,6 +73,8 @@ pub struct Group {
     leadership: watch::Sender<Leadership>,
     /// Until when this node neither votes nor campaigns.
     pub(super) hold_until: Mutex<Option<Instant>>,
+    /// The term whose leadership was given away, and until when somebody must have taken it.
+    given_away: Mutex<Option<(Term, Instant)>>,
     stopped: Mutex<Option<String>>,
     /// Held by whatever may touch the state machine.
     tenure: Arc<Semaphore>,
@@ -133,6 +135,7 @@ impl Group {
             pending: Pending::new(settings.bounds),
             leadership: watch::channel(Leadership::Unknown).0,
             hold_until: Mutex::default(),
+            given_away: Mutex::default(),
             stopped: Mutex::default(),
             tenure: Arc::new(Semaphore::new(1)),
             leader_changes: AtomicU64::new(0),
@@ -229,7 +232,7 @@ impl Group {
             let Some(why) = died else {
                 return;
             };
-            tracing::error!(group = %self.id, why, "the group died; building it again from disk");
+            tracing::error!(group = %self.id, why, "the group ended; building it again from disk");
             drop(raft);
             match self.rebuild().await {
                 Some(again) => raft = again,
@@ -270,7 +273,8 @@ impl Group {
             let unsettled = behind(&all.borrow_watched(), &server.borrow_watched())
                 || (look.leading && !matches!(look.leadership, Leadership::Leader(_)));
             let hold = *self.hold_until.lock();
-            let again = [look.again, hold].into_iter().flatten().min();
+            let untaken = self.untaken(&look);
+            let again = [look.again, hold, untaken].into_iter().flatten().min();
             let changed = tokio::select! {
                 changed = server.changed() => changed.is_ok(),
                 changed = all.changed(), if unsettled => changed.is_ok(),
@@ -283,12 +287,31 @@ impl Group {
                 *self.hold_until.lock() = None;
                 raft.runtime_config().elect(true);
             }
+            if untaken.is_some_and(|until| until <= Instant::now()) {
+                return "nobody took over the leadership that it gave away".to_owned();
+            }
         }
         let end = all.borrow_watched().running_state.clone();
         match end {
             Err(fatal) => fatal.to_string(),
             Ok(()) => "openraft ended without a word".to_owned(),
         }
+    }
+
+    /// Remembers that leadership in `term` is about to be given away.
+    ///
+    /// openraft's leader then takes no more proposals and sends no more heartbeats, for good. Should
+    /// nobody else be able to win (the others hear it and are not heard), it is built again as a
+    /// follower, which may.
+    pub(super) fn gives_away(&self, term: Term) {
+        *self.given_away.lock() = Some((term, Instant::now() + self.settings.takeover()));
+    }
+
+    /// Until when somebody must have taken over what this leader gave away.
+    fn untaken(&self, look: &Look) -> Option<Instant> {
+        let (term, until) = (*self.given_away.lock())?;
+        let observed = look.observed.as_ref()?;
+        (observed.term == term.0).then_some(until)
     }
 
     fn look(&self, metrics: &RaftMetrics<TypeConfig>) -> Look {

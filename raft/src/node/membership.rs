@@ -232,6 +232,7 @@ impl Membership for Group {
         }
         let raft = self.running()?;
         self.proofs.fence_lease(leader.term);
+        self.gives_away(leader.term);
         raft.trigger()
             .transfer_leader(to.0)
             .await

@@ -63,6 +63,12 @@ impl Settings {
         self.lease()
     }
 
+    /// After how long leadership that was given away must have been taken, by whomever: time for two
+    /// elections.
+    pub(crate) fn takeover(&self) -> Duration {
+        self.timing.election_max * 2
+    }
+
     /// How long one ReadIndex round may take before it is sent again.
     pub(crate) fn round(&self) -> Duration {
         self.timing.heartbeat * 2

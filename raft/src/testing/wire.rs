@@ -47,6 +47,7 @@ impl BootClock for VirtualClock {
 pub(crate) struct Wire {
     inboxes: Mutex<HashMap<NodeId, Inbox>>,
     cut: Mutex<HashSet<(NodeId, NodeId)>>,
+    mute: Mutex<HashSet<NodeId>>,
     weather: Mutex<Weather>,
 }
 
@@ -76,8 +77,15 @@ impl Wire {
         self.cut.lock().insert((from, to));
     }
 
+    /// What `node` asks is lost; what it answers arrives.
+    #[cfg(test)]
+    pub(crate) fn mute(&self, node: NodeId) {
+        self.mute.lock().insert(node);
+    }
+
     pub(crate) fn heal(&self) {
         self.cut.lock().clear();
+        self.mute.lock().clear();
     }
 
     /// One way over a link: takes its time; says whether the message arrives.
@@ -104,7 +112,7 @@ impl Wire {
     where
         F: Future<Output = Result<T, Refused>>,
     {
-        let arrives = self.travel(from, to).await;
+        let arrives = self.travel(from, to).await && !self.mute.lock().contains(&from);
         let inbox = self.inboxes.lock().get(&to).cloned();
         let Some(inbox) = inbox.filter(|_| arrives) else {
             tokio::time::sleep(SILENCE).await;

@@ -148,6 +148,11 @@ impl Cluster {
         self.wire.cut(NodeId(from), NodeId(to));
     }
 
+    /// Nobody hears what `node` asks; it hears and answers.
+    pub(super) fn mute(&self, node: u64) {
+        self.wire.mute(NodeId(node));
+    }
+
     /// Cuts `node` off from all others, both ways.
     pub(super) fn isolate(&self, node: u64) {
         for other in self.disks.keys() {

@@ -361,6 +361,39 @@ async fn leadership_moves_to_the_chosen_voter_and_writes_go_on_there() {
     cluster.stop_all().await;
 }
 
+/// The others hear the leader that gave leadership away, and cannot ask for votes.
+#[tokio::test(start_paused = true)]
+async fn leadership_that_nobody_can_take_over_comes_back() {
+    for read_mode in [ReadMode::ReadIndex, ReadMode::Lease] {
+        let cluster = Cluster::of(3, read_mode).await;
+        cluster.propose(1, "a").await.unwrap();
+        cluster.mute(2);
+        cluster.mute(3);
+        let began = Instant::now();
+        let moved = cluster
+            .group(1)
+            .transfer_leadership(&ctx(), Some(NodeId(2)))
+            .await;
+        assert_eq!(
+            moved,
+            Err(RaftError::OutcomeUnknown(
+                "this node was elected again instead"
+            ))
+        );
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            began.elapsed()
+        );
+        cluster.propose(1, "b").await.unwrap();
+        cluster.heal();
+        for node in 1..=3 {
+            cluster.applies(node, "b").await;
+        }
+        cluster.stop_all().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dead_node_is_replaced_by_a_new_one() {
     let mut cluster = Cluster::of(3, ReadMode::ReadIndex).await;

@@ -306,13 +306,24 @@ impl Cluster {
                 return Ok(());
             }
             if let Some(status) = self.exited(number)? {
-                let log = std::fs::read_to_string(self.log(number)).unwrap_or_default();
-                let last: Vec<&str> = log.lines().rev().take(5).collect();
-                return Err(format!("node {number} {status}: {}", last.join("\n")));
+                return Err(format!(
+                    "node {number} {status}: {}",
+                    self.last_words(number)
+                ));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        Err(format!("node {number} did not answer within 30 s"))
+        Err(format!(
+            "node {number} did not answer within 30 s: {}",
+            self.last_words(number)
+        ))
+    }
+
+    /// The end of what node `number` logged.
+    fn last_words(&self, number: u8) -> String {
+        let log = std::fs::read_to_string(self.log(number)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
     }
 
     /// How node `number` ended, if it did.

@@ -44,6 +44,8 @@ const CLIENTS: u8 = 254;
 
 /// Nodes that one run can have over its time.
 const NODES: u8 = 9;
+/// The hardware address of the bridge between the nodes: one of those that anybody may use.
+const BRIDGE: &str = "02:00:00:00:00:01";
 
 fn namespace(prefix: &str, number: u8) -> String {
     format!("{prefix}-n{number}")
@@ -95,7 +97,9 @@ pub(crate) fn enter() -> Result<u8, String> {
         let address = format!("{}.{CLIENTS}/24", Mode::Namespaces.network());
         for args in [
             vec!["link", "set", "lo", "up"],
-            vec!["link", "add", "br0", "type", "bridge"],
+            // With an address of its own: else it takes the least of its ports', another whenever a node
+            // comes, and those that were there speak to the old one for half a minute.
+            vec!["link", "add", "br0", "address", BRIDGE, "type", "bridge"],
             vec!["addr", "add", &address, "dev", "br0"],
             vec!["link", "set", "br0", "up"],
         ] {

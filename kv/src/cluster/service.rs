@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use leadline_raft::engine::{Engine, Leadership, Role};
 use leadline_raft::{Context, GroupId, LogIndex, NodeId, RaftError, grpc};
 use tonic::{Request, Response, Status};
@@ -17,6 +18,8 @@ use crate::{KvError, Outcome};
 const ANSWER: Duration = Duration::from_millis(200);
 /// How often a change that others carry out is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// Groups whose leader is asked for at the same time.
+const AT_ONCE: usize = 8;
 /// How long a learner has to say what it lacks. It is asked again by the controller's next tick.
 const ASK: Duration = Duration::from_secs(2);
 
@@ -144,7 +147,7 @@ impl Cluster for ClusterService {
         let asked = ctx.child(ctx.remaining().saturating_sub(ANSWER));
         // The controller does the rest, wherever it is.
         let pending = loop {
-            let pending = self.pending(node, state);
+            let pending = self.pending(&asked, node, state).await;
             if pending.is_empty() || asked.run(tokio::time::sleep(LOOK)).await.is_err() {
                 break pending;
             }
@@ -163,7 +166,13 @@ impl Cluster for ClusterService {
         let to = NodeId(request.to);
         let groups: Vec<GroupId> = match request.group {
             Some(group) => vec![GroupId(group)],
-            None => self.led_by(NodeId(request.from)),
+            None => {
+                let from = Some(NodeId(request.from));
+                let led = self.leaders(&ctx).await.into_iter();
+                led.filter(|(_, leader)| *leader == from)
+                    .map(|(group, _)| group)
+                    .collect()
+            }
         };
         let mut moved = 0;
         for group in groups {
@@ -200,31 +209,43 @@ impl Cluster for ClusterService {
 }
 
 impl ClusterService {
-    /// Groups that still have on `node` what must not be there.
-    fn pending(&self, node: NodeId, state: MemberState) -> Vec<GroupId> {
+    /// Groups that still have on `node` what must not be there, or may have it.
+    async fn pending(&self, ctx: &Context, node: NodeId, state: MemberState) -> Vec<GroupId> {
+        let Some(catalog) = self.core.catalog() else {
+            return Vec::new();
+        };
+        let has = |group: GroupId| catalog.replicas(group).contains(&node);
         match state {
-            MemberState::Draining => self.led_by(node),
-            MemberState::Removed => {
-                let Some(catalog) = self.core.catalog() else {
-                    return Vec::new();
-                };
-                catalog
-                    .groups()
-                    .filter(|&group| catalog.replicas(group).contains(&node))
+            MemberState::Draining => {
+                let leaders = self.leaders(ctx).await.into_iter();
+                leaders
+                    .filter(|(group, leader)| leader.map_or(has(*group), |leader| leader == node))
+                    .map(|(group, _)| group)
                     .collect()
             }
+            MemberState::Removed => catalog.groups().filter(|&group| has(group)).collect(),
             MemberState::Up | MemberState::Joining => Vec::new(),
         }
     }
 
-    fn led_by(&self, node: NodeId) -> Vec<GroupId> {
+    /// Who leads each group, as far as that can be learned. Of a group that is not hosted here,
+    /// what was heard may be old: its replicas are asked.
+    async fn leaders(&self, ctx: &Context) -> Vec<(GroupId, Option<NodeId>)> {
         let Some(catalog) = self.core.catalog() else {
             return Vec::new();
         };
-        catalog
-            .groups()
-            .filter(|&group| self.core.known_leader(group) == Some(node))
+        let groups: Vec<GroupId> = catalog.groups().collect();
+        futures::stream::iter(groups)
+            .map(|group| async move {
+                let leader = match self.core.engine(group) {
+                    Some(_) => self.core.known_leader(group),
+                    None => self.core.members(ctx, group).await.ok().map(|of| of.0),
+                };
+                (group, leader)
+            })
+            .buffered(AT_ONCE)
             .collect()
+            .await
     }
 }
 

@@ -507,6 +507,18 @@ async fn groups_that_the_leader_of_the_meta_group_does_not_host_are_kept_whole()
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 
+    // The fourth hosts none of the others either, and nobody told it who leads them.
+    let drained = first.node.id();
+    let mut asked = ClusterClient::connect(&seconds(5), &fourth.address, None)
+        .await
+        .unwrap();
+    let left = asked.drain(&seconds(30), drained).await.unwrap();
+    assert_eq!(left, []);
+    let overview = asked.overview(&seconds(5)).await.unwrap();
+    let found = overview.members.iter().find(|one| one.node == drained);
+    assert_eq!(found.unwrap().leads, 0);
+    asked.undrain(&seconds(5), drained).await.unwrap();
+
     let lost = second.node.id();
     second.kill().await;
     client.remove(&seconds(30), lost).await.unwrap();

@@ -27,6 +27,10 @@ impl NodeFacts for Alone {
         }
     }
 
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
+
     fn unix_time(&self) -> Duration {
         Duration::from_millis(UNIX_MILLIS)
     }

@@ -38,13 +38,18 @@ pub struct Facts {
     pub engine: String,
     /// Resident memory of the process.
     pub memory_bytes: u64,
-    pub disk_bytes: u64,
+    /// What the process computed, and what the kernel computed for it.
+    pub user_cpu: Duration,
+    pub system_cpu: Duration,
 }
 
 /// Where [`Facts`] come from: the node that the door belongs to.
 pub trait NodeFacts: Send + Sync + 'static {
     /// Cheap, never waits.
     fn facts(&self) -> Facts;
+
+    /// What the node's data takes on its disk, in bytes. Looks at every file, so it may block.
+    fn disk_bytes(&self) -> u64;
 
     /// The node's clock, since the Unix epoch.
     fn unix_time(&self) -> Duration;
@@ -105,6 +110,14 @@ pub(crate) async fn page(
     sections: Vec<&'static str>,
 ) -> Result<String, KvError> {
     let facts = shared.facts.facts();
+    let disk_bytes = if sections.contains(&"leadline") {
+        let source = shared.facts.clone();
+        let looked = ctx.run(tokio::task::spawn_blocking(move || source.disk_bytes()));
+        let looked = looked.await.map_err(KvError::NotApplied)?;
+        looked.map_err(|error| KvError::Storage(error.to_string()))?
+    } else {
+        0
+    };
     let mut page = String::new();
     for (number, section) in sections.into_iter().enumerate() {
         if number > 0 {
@@ -149,8 +162,8 @@ pub(crate) async fn page(
             "cpu" => lines(
                 &mut page,
                 &[
-                    ("used_cpu_sys", "0.000000".into()),
-                    ("used_cpu_user", "0.000000".into()),
+                    ("used_cpu_sys", seconds(facts.system_cpu)),
+                    ("used_cpu_user", seconds(facts.user_cpu)),
                 ],
             ),
             "errorstats" => {
@@ -177,7 +190,7 @@ pub(crate) async fn page(
                     ("shards_led", facts.shards_led.to_string()),
                     ("read_mode", facts.read_mode.clone()),
                     ("storage_engine", facts.engine.clone()),
-                    ("disk_bytes", facts.disk_bytes.to_string()),
+                    ("disk_bytes", disk_bytes.to_string()),
                     (
                         "fallback_deadline_ms",
                         shared.settings().fallback_deadline.as_millis().to_string(),
@@ -280,6 +293,10 @@ fn memory(page: &mut String, shared: &Shared, facts: &Facts) {
             ("mem_fragmentation_ratio", "1.00".into()),
         ],
     );
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.6}", time.as_secs_f64())
 }
 
 fn human(bytes: u64) -> String {

@@ -534,6 +534,9 @@ async fn the_server_describes_itself() {
         "role:master",
         "maxmemory_policy:noeviction",
         "voters:3",
+        "used_cpu_sys:0.000250",
+        "used_cpu_user:1.500000",
+        "disk_bytes:4096",
     ] {
         assert!(info.contains(&format!("{line}\r\n")), "{line}: {info}");
     }

@@ -52,6 +52,7 @@ impl NodeFacts for View {
     fn facts(&self) -> Facts {
         let status = self.node.status();
         let (nodes, voters) = self.node.members_and_copies();
+        let (user_cpu, system_cpu) = cpu_times();
         let data_groups = status.groups.iter().filter(|group| group.group.0 != 0);
         Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -64,8 +65,13 @@ impl NodeFacts for View {
             read_mode: self.read_mode.to_owned(),
             engine: self.node.engine().to_string(),
             memory_bytes: resident_bytes(),
-            disk_bytes: directory_bytes(&self.data_dir),
+            user_cpu,
+            system_cpu,
         }
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        directory_bytes(&self.data_dir)
     }
 
     fn unix_time(&self) -> Duration {
@@ -80,6 +86,20 @@ fn resident_bytes() -> u64 {
         .and_then(|statm| statm.split_whitespace().nth(1)?.parse::<u64>().ok())
         .unwrap_or(0);
     pages * rustix::param::page_size() as u64
+}
+
+/// CPU time of this process and of the kernel for it; none where the kernel does not say.
+fn cpu_times() -> (Duration, Duration) {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name, which may have anything in it, ends with the last parenthesis.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks = |field: usize| -> Option<f64> {
+        let ticks: u32 = fields.split_whitespace().nth(field)?.parse().ok()?;
+        Some(f64::from(ticks))
+    };
+    let each = rustix::param::clock_ticks_per_second() as f64;
+    let time = |field| Duration::from_secs_f64(ticks(field).unwrap_or(0.0) / each);
+    (time(11), time(12))
 }
 
 /// Bytes that a directory takes on its disk, as far as it can be read.

@@ -46,8 +46,13 @@ impl NodeFacts for ThreeNodes {
             read_mode: "read-index".into(),
             engine: "fjall".into(),
             memory_bytes: 1 << 20,
-            disk_bytes: 0,
+            user_cpu: Duration::from_millis(1500),
+            system_cpu: Duration::from_micros(250),
         }
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        4096
     }
 
     fn unix_time(&self) -> Duration {

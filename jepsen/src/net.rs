@@ -44,6 +44,7 @@ const CLIENTS: u8 = 254;
 
 /// Nodes that one run can have over its time.
 const NODES: u8 = 9;
+
 /// The hardware address of the bridge between the nodes: one of those that anybody may use.
 const BRIDGE: &str = "02:00:00:00:00:01";
 

@@ -27,6 +27,10 @@ impl NodeFacts for Alone {
         }
     }
 
+    fn cpu_times(&self) -> (Duration, Duration) {
+        (Duration::ZERO, Duration::ZERO)
+    }
+
     fn disk_bytes(&self) -> u64 {
         0
     }

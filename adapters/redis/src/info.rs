@@ -38,15 +38,15 @@ pub struct Facts {
     pub engine: String,
     /// Resident memory of the process.
     pub memory_bytes: u64,
-    /// What the process computed, and what the kernel computed for it.
-    pub user_cpu: Duration,
-    pub system_cpu: Duration,
 }
 
 /// Where [`Facts`] come from: the node that the door belongs to.
 pub trait NodeFacts: Send + Sync + 'static {
     /// Cheap, never waits.
     fn facts(&self) -> Facts;
+
+    /// CPU time of the process, and of the kernel for it. Never waits.
+    fn cpu_times(&self) -> (Duration, Duration);
 
     /// What the node's data takes on its disk, in bytes. Looks at every file, so it may block.
     fn disk_bytes(&self) -> u64;
@@ -110,14 +110,6 @@ pub(crate) async fn page(
     sections: Vec<&'static str>,
 ) -> Result<String, KvError> {
     let facts = shared.facts.facts();
-    let disk_bytes = if sections.contains(&"leadline") {
-        let source = shared.facts.clone();
-        let looked = ctx.run(tokio::task::spawn_blocking(move || source.disk_bytes()));
-        let looked = looked.await.map_err(KvError::NotApplied)?;
-        looked.map_err(|error| KvError::Storage(error.to_string()))?
-    } else {
-        0
-    };
     let mut page = String::new();
     for (number, section) in sections.into_iter().enumerate() {
         if number > 0 {
@@ -159,13 +151,16 @@ pub(crate) async fn page(
                     ("repl_backlog_active", "0".into()),
                 ],
             ),
-            "cpu" => lines(
-                &mut page,
-                &[
-                    ("used_cpu_sys", seconds(facts.system_cpu)),
-                    ("used_cpu_user", seconds(facts.user_cpu)),
-                ],
-            ),
+            "cpu" => {
+                let (user, system) = shared.facts.cpu_times();
+                lines(
+                    &mut page,
+                    &[
+                        ("used_cpu_sys", seconds(system)),
+                        ("used_cpu_user", seconds(user)),
+                    ],
+                );
+            }
             "errorstats" => {
                 let (_, errors) = shared.metrics.totals();
                 for class in ErrorClass::ALL {
@@ -178,33 +173,7 @@ pub(crate) async fn page(
             }
             "cluster" => lines(&mut page, &[("cluster_enabled", "0".into())]),
             "keyspace" => keyspace(&mut page, &shared, &ctx).await?,
-            "leadline" => lines(
-                &mut page,
-                &[
-                    ("leadline_version", facts.version.clone()),
-                    ("node_id", facts.node_id.to_string()),
-                    ("cluster_id", format!("{:016x}", facts.cluster_id)),
-                    ("nodes", facts.nodes.to_string()),
-                    ("voters", facts.voters.to_string()),
-                    ("shards", facts.shards.to_string()),
-                    ("shards_led", facts.shards_led.to_string()),
-                    ("read_mode", facts.read_mode.clone()),
-                    ("storage_engine", facts.engine.clone()),
-                    ("disk_bytes", disk_bytes.to_string()),
-                    (
-                        "fallback_deadline_ms",
-                        shared.settings().fallback_deadline.as_millis().to_string(),
-                    ),
-                    (
-                        "client_gone",
-                        shared
-                            .metrics
-                            .client_gone
-                            .load(Ordering::Relaxed)
-                            .to_string(),
-                    ),
-                ],
-            ),
+            "leadline" => leadline(&mut page, &shared, &facts, &ctx).await?,
             "commandstats" => {
                 for (name, calls, micros, refused, failed) in shared.metrics.per_command() {
                     let each = micros as f64 / calls as f64;
@@ -336,6 +305,46 @@ fn stats(page: &mut String, shared: &Shared) {
 }
 
 /// How many keys each database has, asked of every shard at once.
+async fn leadline(
+    page: &mut String,
+    shared: &Shared,
+    facts: &Facts,
+    ctx: &Context,
+) -> Result<(), KvError> {
+    let source = shared.facts.clone();
+    let looked = ctx.run(tokio::task::spawn_blocking(move || source.disk_bytes()));
+    let looked = looked.await.map_err(KvError::NotApplied)?;
+    let disk_bytes = looked.map_err(|error| KvError::Storage(error.to_string()))?;
+    lines(
+        page,
+        &[
+            ("leadline_version", facts.version.clone()),
+            ("node_id", facts.node_id.to_string()),
+            ("cluster_id", format!("{:016x}", facts.cluster_id)),
+            ("nodes", facts.nodes.to_string()),
+            ("voters", facts.voters.to_string()),
+            ("shards", facts.shards.to_string()),
+            ("shards_led", facts.shards_led.to_string()),
+            ("read_mode", facts.read_mode.clone()),
+            ("storage_engine", facts.engine.clone()),
+            ("disk_bytes", disk_bytes.to_string()),
+            (
+                "fallback_deadline_ms",
+                shared.settings().fallback_deadline.as_millis().to_string(),
+            ),
+            (
+                "client_gone",
+                shared
+                    .metrics
+                    .client_gone
+                    .load(Ordering::Relaxed)
+                    .to_string(),
+            ),
+        ],
+    );
+    Ok(())
+}
+
 async fn keyspace(page: &mut String, shared: &Shared, ctx: &Context) -> Result<(), KvError> {
     let Some(spec) = commands::find(b"DBSIZE") else {
         return Ok(());

@@ -52,7 +52,6 @@ impl NodeFacts for View {
     fn facts(&self) -> Facts {
         let status = self.node.status();
         let (nodes, voters) = self.node.members_and_copies();
-        let (user_cpu, system_cpu) = cpu_times();
         let data_groups = status.groups.iter().filter(|group| group.group.0 != 0);
         Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -65,9 +64,11 @@ impl NodeFacts for View {
             read_mode: self.read_mode.to_owned(),
             engine: self.node.engine().to_string(),
             memory_bytes: resident_bytes(),
-            user_cpu,
-            system_cpu,
         }
+    }
+
+    fn cpu_times(&self) -> (Duration, Duration) {
+        cpu_times()
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -116,4 +117,27 @@ fn directory_bytes(dir: &std::path::Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_grows_with_what_is_computed() {
+        let began = std::time::Instant::now();
+        let (before, _) = cpu_times();
+        while cpu_times().0 < before + Duration::from_millis(100) {
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "{:?}",
+                cpu_times()
+            );
+            std::hint::black_box((0..100_000_u64).sum::<u64>());
+        }
+        // No more than all processors can give, give or take a tick.
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let most = began.elapsed() * u32::try_from(cores).unwrap() + Duration::from_millis(50);
+        assert!(cpu_times().0 - before < most, "{:?}", cpu_times());
+    }
 }

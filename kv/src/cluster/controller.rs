@@ -74,9 +74,18 @@ impl Resting {
         self.0.insert(node, now + REST);
     }
 
-    fn has(&mut self, node: NodeId, now: Instant) -> bool {
+    /// Takes out the transfers to nodes that rest, of those that are `for_balance`.
+    fn withhold(
+        &mut self,
+        steps: &mut Vec<Step>,
+        for_balance: impl Fn(&Step) -> bool,
+        now: Instant,
+    ) {
         self.0.retain(|_, until| *until > now);
-        self.0.contains_key(&node)
+        steps.retain(|step| match step {
+            Step::Transfer { to, .. } => !(for_balance(step) && self.0.contains_key(to)),
+            _ => true,
+        });
     }
 }
 
@@ -128,7 +137,7 @@ impl Controller {
             .map(|(node, _)| node)
             .filter(|&node| self.core.reachable(node))
             .collect();
-        let seen = self.look(ctx, &catalog).await;
+        let seen = look(&self.core, ctx, &catalog).await;
         let mut steps = plan(&catalog, &seen, &live);
         let for_balance = |step: &Step| match step {
             Step::Transfer { group, .. } => seen
@@ -136,11 +145,8 @@ impl Controller {
                 .is_some_and(|view| is_up(&catalog, view.leader)),
             _ => false,
         };
-        let now = Instant::now();
-        steps.retain(|step| match *step {
-            Step::Transfer { to, .. } => !for_balance(step) || !self.resting.has(to, now),
-            _ => true,
-        });
+        self.resting
+            .withhold(&mut steps, for_balance, Instant::now());
         let only_balance = !steps.is_empty() && steps.iter().all(for_balance);
         if steps.is_empty() || only_balance {
             self.quiet = self.quiet.saturating_add(1);
@@ -197,39 +203,6 @@ impl Controller {
             }
             Taken::Done => {}
         }
-    }
-
-    /// Every group whose leader and members could be learned.
-    async fn look(&self, ctx: &Context, catalog: &Catalog) -> BTreeMap<GroupId, Seen> {
-        let groups: Vec<GroupId> = catalog.groups().collect();
-        futures::stream::iter(groups)
-            .map(|group| async move { Some((group, self.look_at(ctx, group).await?)) })
-            .buffer_unordered(AT_ONCE)
-            .filter_map(|seen| async move { seen })
-            .collect()
-            .await
-    }
-
-    async fn look_at(&self, ctx: &Context, group: GroupId) -> Option<Seen> {
-        if let Some(engine) = self.core.engine(group) {
-            let leader = self.core.known_leader(group)?;
-            let members = engine.members();
-            return Some(Seen {
-                leader,
-                members: members
-                    .into_iter()
-                    .map(|(node, member)| (node, member.role))
-                    .collect(),
-            });
-        }
-        let (leader, members) = self.core.members(ctx, group).await.ok()?;
-        Some(Seen {
-            leader,
-            members: members
-                .into_iter()
-                .map(|member| (NodeId(member.node), role(&member)))
-                .collect(),
-        })
     }
 
     async fn take(&self, ctx: &Context, catalog: &Catalog, step: &Step) -> Result<Taken, String> {
@@ -292,6 +265,40 @@ fn role(member: &wire::GroupMember) -> Role {
     }
 }
 
+/// Every group whose leader and members could be learned. Of a group that is not hosted here, what
+/// was heard may be old: its replicas are asked.
+pub(super) async fn look(core: &Core, ctx: &Context, catalog: &Catalog) -> BTreeMap<GroupId, Seen> {
+    let groups: Vec<GroupId> = catalog.groups().collect();
+    futures::stream::iter(groups)
+        .map(|group| async move { Some((group, look_at(core, ctx, group).await?)) })
+        .buffer_unordered(AT_ONCE)
+        .filter_map(|seen| async move { seen })
+        .collect()
+        .await
+}
+
+async fn look_at(core: &Core, ctx: &Context, group: GroupId) -> Option<Seen> {
+    if let Some(engine) = core.engine(group) {
+        let leader = core.known_leader(group)?;
+        let members = engine.members();
+        return Some(Seen {
+            leader,
+            members: members
+                .into_iter()
+                .map(|(node, member)| (node, member.role))
+                .collect(),
+        });
+    }
+    let (leader, members) = core.members(ctx, group).await.ok()?;
+    Some(Seen {
+        leader,
+        members: members
+            .into_iter()
+            .map(|member| (NodeId(member.node), role(&member)))
+            .collect(),
+    })
+}
+
 fn is_up(catalog: &Catalog, node: NodeId) -> bool {
     catalog
         .members()
@@ -304,13 +311,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_took_over_nothing_rests_for_a_while() {
+    fn a_node_that_took_over_nothing_is_given_nothing_for_balance_for_a_while() {
+        let transfer = |group, to| Step::Transfer {
+            group: GroupId(group),
+            to: NodeId(to),
+        };
+        // Those of group 2 are for a drain.
+        let planned = [
+            transfer(1, 2),
+            transfer(2, 2),
+            transfer(1, 3),
+            Step::MarkUp { node: NodeId(2) },
+        ];
+        let for_balance =
+            |step: &Step| !matches!(step, Step::Transfer { group, .. } if group.0 == 2);
+        let left = |resting: &mut Resting, now| {
+            let mut steps = planned.to_vec();
+            resting.withhold(&mut steps, for_balance, now);
+            steps
+        };
         let mut resting = Resting::default();
         let began = Instant::now();
+        assert_eq!(left(&mut resting, began), planned);
         resting.begin(NodeId(2), began);
-        assert!(resting.has(NodeId(2), began + REST / 2));
-        assert!(!resting.has(NodeId(3), began));
-        assert!(!resting.has(NodeId(2), began + REST));
+        assert_eq!(left(&mut resting, began + REST / 2), planned[1..]);
+        assert_eq!(left(&mut resting, began + REST), planned);
     }
 
     #[test]

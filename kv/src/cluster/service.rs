@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use leadline_raft::engine::{Engine, Leadership, Role};
 use leadline_raft::{Context, GroupId, LogIndex, NodeId, RaftError, grpc};
 use tonic::{Request, Response, Status};
 
+use super::controller::look;
 use crate::catalog::{Addresses, FORMAT, MemberState, MetaOperation, MetaReply};
 use crate::node::Core;
 use crate::wire::change_group_request::Kind;
@@ -18,8 +18,6 @@ use crate::{KvError, Outcome};
 const ANSWER: Duration = Duration::from_millis(200);
 /// How often a change that others carry out is looked at.
 const LOOK: Duration = Duration::from_millis(50);
-/// Groups whose leader is asked for at the same time.
-const AT_ONCE: usize = 8;
 /// How long a learner has to say what it lacks. It is asked again by the controller's next tick.
 const ASK: Duration = Duration::from_secs(2);
 
@@ -166,13 +164,7 @@ impl Cluster for ClusterService {
         let to = NodeId(request.to);
         let groups: Vec<GroupId> = match request.group {
             Some(group) => vec![GroupId(group)],
-            None => {
-                let from = Some(NodeId(request.from));
-                let led = self.leaders(&ctx).await.into_iter();
-                led.filter(|(_, leader)| *leader == from)
-                    .map(|(group, _)| group)
-                    .collect()
-            }
+            None => self.led_by(&ctx, NodeId(request.from)).await,
         };
         let mut moved = 0;
         for group in groups {
@@ -214,38 +206,30 @@ impl ClusterService {
         let Some(catalog) = self.core.catalog() else {
             return Vec::new();
         };
-        let has = |group: GroupId| catalog.replicas(group).contains(&node);
+        let has = |group: &GroupId| catalog.replicas(*group).contains(&node);
         match state {
             MemberState::Draining => {
-                let leaders = self.leaders(ctx).await.into_iter();
-                leaders
-                    .filter(|(group, leader)| leader.map_or(has(*group), |leader| leader == node))
-                    .map(|(group, _)| group)
+                let seen = look(&self.core, ctx, &catalog).await;
+                let leads = |group: &GroupId| seen.get(group).map(|seen| seen.leader == node);
+                let groups = catalog.groups();
+                groups
+                    .filter(|group| leads(group).unwrap_or_else(|| has(group)))
                     .collect()
             }
-            MemberState::Removed => catalog.groups().filter(|&group| has(group)).collect(),
+            MemberState::Removed => catalog.groups().filter(has).collect(),
             MemberState::Up | MemberState::Joining => Vec::new(),
         }
     }
 
-    /// Who leads each group, as far as that can be learned. Of a group that is not hosted here,
-    /// what was heard may be old: its replicas are asked.
-    async fn leaders(&self, ctx: &Context) -> Vec<(GroupId, Option<NodeId>)> {
+    /// The groups that `node` leads, as far as that can be learned.
+    async fn led_by(&self, ctx: &Context, node: NodeId) -> Vec<GroupId> {
         let Some(catalog) = self.core.catalog() else {
             return Vec::new();
         };
-        let groups: Vec<GroupId> = catalog.groups().collect();
-        futures::stream::iter(groups)
-            .map(|group| async move {
-                let leader = match self.core.engine(group) {
-                    Some(_) => self.core.known_leader(group),
-                    None => self.core.members(ctx, group).await.ok().map(|of| of.0),
-                };
-                (group, leader)
-            })
-            .buffered(AT_ONCE)
+        let seen = look(&self.core, ctx, &catalog).await.into_iter();
+        seen.filter(|(_, seen)| seen.leader == node)
+            .map(|(group, _)| group)
             .collect()
-            .await
     }
 }
 

@@ -46,9 +46,11 @@ impl NodeFacts for ThreeNodes {
             read_mode: "read-index".into(),
             engine: "fjall".into(),
             memory_bytes: 1 << 20,
-            user_cpu: Duration::from_millis(1500),
-            system_cpu: Duration::from_micros(250),
         }
+    }
+
+    fn cpu_times(&self) -> (Duration, Duration) {
+        (Duration::from_millis(1500), Duration::from_micros(250))
     }
 
     fn disk_bytes(&self) -> u64 {

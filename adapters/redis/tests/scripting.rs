@@ -68,12 +68,6 @@ async fn a_script_is_known_by_its_digest_once_it_was_evaluated_or_loaded() {
     ] {
         call(&mut client, &args, error).await;
     }
-    call(
-        &mut client,
-        &["SCRIPT", "KILL"],
-        "-NOTBUSY No scripts in execution right now.\r\n",
-    )
-    .await;
     server.stop().await;
 }
 

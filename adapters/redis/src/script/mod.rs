@@ -62,8 +62,3 @@ fn digest(body: &[u8]) -> String {
         .map(|digit| char::from(HEX[usize::from(digit)]))
         .collect()
 }
-
-#[cfg(test)]
-pub(crate) fn kill_scripts() -> bool {
-    vm::control::kill(vm::control::Kind::Script)
-}

@@ -5,6 +5,7 @@ mod cluster;
 mod config;
 mod logging;
 mod output;
+mod process;
 mod s3;
 mod serve;
 mod tls;

@@ -304,15 +304,18 @@ fn stats(page: &mut String, shared: &Shared) {
     );
 }
 
-/// How many keys each database has, asked of every shard at once.
 async fn leadline(
     page: &mut String,
     shared: &Shared,
     facts: &Facts,
     ctx: &Context,
 ) -> Result<(), KvError> {
-    let source = shared.facts.clone();
-    let looked = ctx.run(tokio::task::spawn_blocking(move || source.disk_bytes()));
+    let turn = ctx.run(shared.disk_look.clone().lock_owned()).await;
+    let (turn, source) = (turn.map_err(KvError::NotApplied)?, shared.facts.clone());
+    let looked = ctx.run(tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        source.disk_bytes()
+    }));
     let looked = looked.await.map_err(KvError::NotApplied)?;
     let disk_bytes = looked.map_err(|error| KvError::Storage(error.to_string()))?;
     lines(
@@ -345,6 +348,7 @@ async fn leadline(
     Ok(())
 }
 
+/// How many keys each database has, asked of every shard at once.
 async fn keyspace(page: &mut String, shared: &Shared, ctx: &Context) -> Result<(), KvError> {
     let Some(spec) = commands::find(b"DBSIZE") else {
         return Ok(());

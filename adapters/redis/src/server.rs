@@ -84,6 +84,9 @@ pub(crate) struct Pause {
 pub(crate) struct Shared {
     pub(crate) coordinator: Arc<dyn Coordinator>,
     pub(crate) facts: Arc<dyn NodeFacts>,
+    /// Held by a look at the disk until it ends, though its caller may have left: a disk that hangs
+    /// takes one thread.
+    pub(crate) disk_look: Arc<tokio::sync::Mutex<()>>,
     settings: ArcSwap<Settings>,
     slower_than_us: AtomicI64,
     pub(crate) clients: Clients,
@@ -193,6 +196,7 @@ impl RedisServer {
             shared: Arc::new(Shared {
                 coordinator,
                 facts,
+                disk_look: Arc::default(),
                 slower_than_us: AtomicI64::new(settings.slowlog_log_slower_than_us),
                 settings: ArcSwap::from_pointee(settings),
                 clients: Clients::default(),

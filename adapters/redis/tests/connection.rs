@@ -3,13 +3,15 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Client, Gate, SOON, Server, request, until};
+use common::{Client, Gate, SOON, Server, ThreeNodes, UNIX_MILLIS, request, until};
 use leadline_kv::KvError;
+use leadline_kv::testing::MemoryCoordinator;
 use leadline_raft::{DeadlineSource, Ended};
-use leadline_redis::RedisConfig;
+use leadline_redis::{Facts, NodeFacts, RedisConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -521,6 +523,63 @@ async fn a_stop_lets_what_was_begun_finish() {
         assert_eq!(busy.rest().await, ":1\r\n");
     };
     tokio::join!(stop, rest);
+}
+
+/// A node whose disk hangs until somebody lets it go on, once for each look.
+struct StuckDisk {
+    looks: AtomicUsize,
+    go_on: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl NodeFacts for StuckDisk {
+    fn facts(&self) -> Facts {
+        ThreeNodes.facts()
+    }
+
+    fn cpu_times(&self) -> (Duration, Duration) {
+        ThreeNodes.cpu_times()
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        let go_on = self.go_on.lock().expect("no look panics");
+        go_on.recv_timeout(SOON).expect("the test lets it go on");
+        ThreeNodes.disk_bytes()
+    }
+
+    fn unix_time(&self) -> Duration {
+        ThreeNodes.unix_time()
+    }
+}
+
+/// Callers that left do not leave a thread behind each.
+#[tokio::test]
+async fn a_disk_that_hangs_is_looked_at_once_whoever_asks() {
+    let (go_on, waits) = std::sync::mpsc::channel();
+    let disk = Arc::new(StuckDisk {
+        looks: AtomicUsize::new(0),
+        go_on: std::sync::Mutex::new(waits),
+    });
+    let memory = Arc::new(MemoryCoordinator::new(UNIX_MILLIS));
+    let server = Server::of_node(disk.clone(), memory, RedisConfig::default()).await;
+    let mut client = server.client().await;
+    client.ask("CLIENT DEADLINE 50", "+OK\r\n").await;
+    for _ in 0..4 {
+        client.send("INFO leadline\r\n").await;
+        let error = client.line().await;
+        assert!(error.starts_with("-TIMEOUT not applied"), "{error}");
+    }
+    assert_eq!(disk.looks.load(Ordering::Relaxed), 1);
+    client.ask("CLIENT DEADLINE 0", "+OK\r\n").await;
+    // Everything but the disk is told meanwhile.
+    assert!(client.bulk("INFO cpu").await.contains("used_cpu_user"));
+    for _ in 0..2 {
+        go_on.send(()).unwrap();
+    }
+    let info = client.bulk("INFO leadline").await;
+    assert!(info.contains("disk_bytes:4096\r\n"), "{info}");
+    assert_eq!(disk.looks.load(Ordering::Relaxed), 2);
+    server.stop().await;
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::process;
+
 /// User and system time of some processes, summed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct CpuClock {
@@ -12,22 +14,11 @@ impl CpuClock {
     /// # Errors
     /// A process that is not there.
     pub(super) fn read(pids: &[u32]) -> Result<Self, String> {
-        let ticks = rustix::param::clock_ticks_per_second().max(1);
         let mut used = Duration::ZERO;
         for pid in pids {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            let (user, system) = process::cpu_times(*pid)
                 .map_err(|error| format!("--pid {pid}: no such process here ({error})"))?;
-            // The name, in parentheses, may hold spaces: fields are counted behind it.
-            let fields: Vec<&str> = stat
-                .rsplit_once(')')
-                .map_or("", |(_, rest)| rest)
-                .split_whitespace()
-                .collect();
-            let spent: u64 = [11, 12]
-                .iter()
-                .filter_map(|field| fields.get(*field)?.parse::<u64>().ok())
-                .sum();
-            used += Duration::from_micros(spent * 1_000_000 / ticks);
+            used += user + system;
         }
         Ok(Self { used })
     }

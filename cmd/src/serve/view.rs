@@ -12,6 +12,7 @@ use leadline_raft::{Context, NodeId};
 use leadline_redis::{Facts, NodeFacts};
 
 use crate::config::Settings;
+use crate::process;
 
 /// A node and what the doors tell of it.
 pub(super) struct View {
@@ -68,7 +69,8 @@ impl NodeFacts for View {
     }
 
     fn cpu_times(&self) -> (Duration, Duration) {
-        cpu_times()
+        // None where the kernel does not say.
+        process::cpu_times(std::process::id()).unwrap_or_default()
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -89,20 +91,6 @@ fn resident_bytes() -> u64 {
     pages * rustix::param::page_size() as u64
 }
 
-/// CPU time of this process and of the kernel for it; none where the kernel does not say.
-fn cpu_times() -> (Duration, Duration) {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The name, which may have anything in it, ends with the last parenthesis.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let ticks = |field: usize| -> Option<f64> {
-        let ticks: u32 = fields.split_whitespace().nth(field)?.parse().ok()?;
-        Some(f64::from(ticks))
-    };
-    let each = rustix::param::clock_ticks_per_second() as f64;
-    let time = |field| Duration::from_secs_f64(ticks(field).unwrap_or(0.0) / each);
-    (time(11), time(12))
-}
-
 /// Bytes that a directory takes on its disk, as far as it can be read.
 fn directory_bytes(dir: &std::path::Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
@@ -117,27 +105,4 @@ fn directory_bytes(dir: &std::path::Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cpu_time_grows_with_what_is_computed() {
-        let began = std::time::Instant::now();
-        let (before, _) = cpu_times();
-        while cpu_times().0 < before + Duration::from_millis(100) {
-            assert!(
-                began.elapsed() < Duration::from_secs(60),
-                "{:?}",
-                cpu_times()
-            );
-            std::hint::black_box((0..100_000_u64).sum::<u64>());
-        }
-        // No more than all processors can give, give or take a tick.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let most = began.elapsed() * u32::try_from(cores).unwrap() + Duration::from_millis(50);
-        assert!(cpu_times().0 - before < most, "{:?}", cpu_times());
-    }
 }

@@ -78,12 +78,19 @@ impl Server {
         Self::over(Arc::new(MemoryCoordinator::new(UNIX_MILLIS)), config).await
     }
 
-    #[expect(clippy::disallowed_methods, reason = "joined in `stop`")]
     pub(crate) async fn over(coordinator: Arc<dyn Coordinator>, config: RedisConfig) -> Self {
+        Self::of_node(Arc::new(ThreeNodes), coordinator, config).await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "joined in `stop`")]
+    pub(crate) async fn of_node(
+        facts: Arc<dyn NodeFacts>,
+        coordinator: Arc<dyn Coordinator>,
+        config: RedisConfig,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mut registry = Registry::default();
-        let facts = Arc::new(ThreeNodes);
         let door = Arc::new(RedisServer::new(
             &config,
             None,

@@ -33,7 +33,7 @@ use crate::operation::RedisOperation;
 use crate::output::Output;
 use crate::reply::{self, Reply, ReplyError, Resp};
 use crate::script::{self, Scripted};
-use crate::session::{Answer, Replies, Session, run_subcommand};
+use crate::session::{Answer, Later, Replies, Session, run_subcommand};
 use crate::slowlog::{self, Entry};
 use crate::spec::{Run, Spec};
 use crate::{args::Args, commands};
@@ -575,9 +575,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Some(spec) => self.submit(begun, spec, args, own, ctx),
                 None => self.refuse(begun, commands::unknown(&args)),
             },
-            Ok(Answer::Later(reply)) => self.push(begun, *reply, None),
-            Ok(Answer::Barrier(reply)) => {
-                self.push(begun, *reply, None);
+            Ok(Answer::Later(begin)) => self.later(begun, begin, own),
+            Ok(Answer::Barrier(begin)) => {
+                self.later(begun, begin, own);
                 self.barrier = !self.queue.is_empty();
             }
             Ok(Answer::Exec) => self.exec(begun, own, ctx),
@@ -594,6 +594,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 }
                 self.begin(args, begun.now, Some(deadline), ctx);
             }
+            Err(error) => self.refuse(begun, error),
+        }
+    }
+
+    fn later(&mut self, begun: Begun, begin: Later, own: Option<Duration>) {
+        let ctx = self.session.context(begun.now, own);
+        match begin(&self.session, &ctx) {
+            Ok(reply) => self.push(begun, reply, None),
             Err(error) => self.refuse(begun, error),
         }
     }

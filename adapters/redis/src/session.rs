@@ -22,10 +22,10 @@ pub(crate) enum Answer {
     Aloud(Reply),
     /// The reply, then the connection closes.
     Close(Reply),
-    /// A reply to come, already encoded.
-    Later(Box<PendingReply>),
+    /// A reply to come.
+    Later(Later),
     /// The same, and nothing is begun before it is there.
-    Barrier(Box<PendingReply>),
+    Barrier(Later),
     /// What the commands of the MULTI answer.
     Exec,
     /// The number, or 0 if the outcome of an earlier command of this connection is unknown.
@@ -35,6 +35,10 @@ pub(crate) enum Answer {
     /// Another command to be run within a deadline of its own.
     Within(Duration, Vec<Bytes>),
 }
+
+/// Begins what gives a reply, already encoded, within the deadline of the command that it answers.
+pub(crate) type Later =
+    Box<dyn FnOnce(&Session, &Context) -> Result<PendingReply, ReplyError> + Send>;
 
 impl From<Reply> for Answer {
     fn from(reply: Reply) -> Self {

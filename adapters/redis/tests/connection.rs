@@ -349,6 +349,54 @@ async fn a_command_carries_the_deadline_it_was_given() {
 }
 
 #[tokio::test]
+async fn the_prefix_bounds_commands_of_every_kind() {
+    let gate = Arc::new(Gate::default());
+    let server = Server::over(gate.clone(), RedisConfig::default()).await;
+    let mut client = server.client().await;
+    let digest = "0123456789012345678901234567890123456789";
+    for command in [
+        "GET k",
+        "BLPOP k 9",
+        "WATCH k",
+        "EVAL return{} 0",
+        &format!("EVALSHA {digest} 0"),
+        "FCALL f 0",
+        "SCRIPT LOAD return{}",
+        &format!("SCRIPT EXISTS {digest}"),
+        "SCRIPT FLUSH",
+        "FUNCTION LIST",
+        "FUNCTION STATS",
+        "FUNCTION FLUSH",
+        "INFO keyspace",
+        "DBSIZE",
+        "UNWATCH\r\nMULTI\r\nSET k v\r\nDEADLINE 50 EXEC",
+    ] {
+        client.send(format!("DEADLINE 50 {command}\r\n")).await;
+        let asked = gate.next().await;
+        assert!(
+            asked.ctx.remaining() <= Duration::from_millis(50),
+            "{command}: {:?}",
+            asked.ctx.remaining()
+        );
+        assert_eq!(asked.ctx.source(), DeadlineSource::Caller, "{command}");
+        // Every request is refused, until the client hears of it.
+        asked.reply.send(Err(KvError::Stopping)).unwrap();
+        let refused = async {
+            loop {
+                // EVAL may have heard enough before its script is stored.
+                let _ = gate.next().await.reply.send(Err(KvError::Stopping));
+            }
+        };
+        let heard = async { while !client.line().await.starts_with("-CLUSTERDOWN") {} };
+        tokio::select! {
+            () = refused => {}
+            () = heard => {}
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_cancels_what_it_began() {
     let gate = Arc::new(Gate::default());
     let server = Server::over(gate.clone(), RedisConfig::default()).await;

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use leadline_kv::PendingReply;
-use tokio::time::Instant;
 
 use crate::args::{Args, parse_integer};
 use crate::info;
@@ -121,17 +120,17 @@ fn unix_s(session: &Session) -> i64 {
 }
 
 /// `INFO [section ...]`
-fn info(session: &mut Session, args: &[Bytes]) -> Answered {
+fn info(_: &mut Session, args: &[Bytes]) -> Answered {
     let sections = info::wanted(&args[1..]);
-    let ctx = session.context(Instant::now(), None);
-    let (shared, resp) = (session.shared.clone(), session.resp);
-    let page = PendingReply::running(Box::pin(async move {
-        let page = info::page(shared, ctx, sections).await?;
-        let mut out = bytes::BytesMut::new();
-        reply::encode(&Reply::Verbatim("txt", Bytes::from(page)), resp, &mut out);
-        Ok(out.freeze())
-    }));
-    Ok(Answer::Later(Box::new(page)))
+    Ok(Answer::Later(Box::new(move |session, ctx| {
+        let (shared, ctx, resp) = (session.shared.clone(), ctx.clone(), session.resp);
+        Ok(PendingReply::running(Box::pin(async move {
+            let page = info::page(shared, ctx, sections).await?;
+            let mut out = bytes::BytesMut::new();
+            reply::encode(&Reply::Verbatim("txt", Bytes::from(page)), resp, &mut out);
+            Ok(out.freeze())
+        })))
+    })))
 }
 
 /// `WAIT numreplicas timeout`: a write is answered when a majority holds it, so there is nothing

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use leadline_kv::PendingReply;
-use tokio::time::Instant;
 
 use crate::args::Args;
 use crate::commands::boxed;
@@ -93,16 +92,15 @@ fn watch(session: &mut Session, args: &[Bytes]) -> Result<Answer, ReplyError> {
     let mut look = args.to_vec();
     look[0] = Bytes::from_static(VERSIONS.as_bytes());
     let look = RedisOperation::from_args(look, database, Resp::V3)?;
-    let ctx = session.context(Instant::now(), None);
-    let seen = session.shared.coordinator.submit(&ctx, Arc::new(look));
-    let ok = session.encode(&Reply::OK);
-    Ok(Answer::Barrier(Box::new(PendingReply::running(Box::pin(
-        async move {
+    Ok(Answer::Barrier(Box::new(move |session, ctx| {
+        let seen = session.shared.coordinator.submit(ctx, Arc::new(look));
+        let ok = session.encode(&Reply::OK);
+        Ok(PendingReply::running(Box::pin(async move {
             let versions = seen.await?;
             watched.saw(reply::decode(versions));
             Ok(ok)
-        },
-    )))))
+        })))
+    })))
 }
 
 /// The version of each key; nil for one that is not there.

@@ -14,7 +14,6 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use leadline_kv::{KvError, Operation, PendingReply, RowError};
 use leadline_raft::Context;
-use tokio::time::Instant;
 
 use super::catalogue::{Catalogue, Library};
 use super::known::{Digest, parse_digest};
@@ -363,33 +362,34 @@ fn read(reply: Bytes) -> Result<Reply, ReplyError> {
 
 type Answered = Result<Answer, ReplyError>;
 
-fn later(reply: PendingReply) -> Answer {
-    Answer::Later(Box::new(reply))
+fn later(
+    begin: impl FnOnce(Asker) -> Result<PendingReply, ReplyError> + Send + 'static,
+) -> Answered {
+    Ok(Answer::Later(Box::new(|session, ctx| {
+        begin(Asker::new(session, ctx))
+    })))
 }
 
 /// A change of scripts or libraries, answered as it is.
 fn write(session: &Session, args: impl IntoIterator<Item = Bytes>) -> Answered {
-    let asker = Asker::new(session, &session.context(Instant::now(), None));
     let mut all = vec![Bytes::from_static(stored::WRITE.name.as_bytes())];
     all.extend(args);
     let operation = RedisOperation::from_args(all, 0, session.resp)?;
-    Ok(later(asker.submit(operation)))
+    later(move |asker| Ok(asker.submit(operation)))
 }
 
 /// A reply made of the libraries as they are now.
-fn of_catalogue(
-    session: &Session,
-    reply: impl FnOnce(&Catalogue) -> Reply + Send + 'static,
-) -> Answered {
-    let asker = Asker::new(session, &session.context(Instant::now(), None));
-    let current = asker.clone().current()?;
-    Ok(later(PendingReply::running(Box::pin(async move {
-        let reply = match current.await? {
-            Ok(catalogue) => reply(&catalogue),
-            Err(error) => Reply::from_result(Err(error)),
-        };
-        Ok(asker.encoded(&reply))
-    }))))
+fn of_catalogue(reply: impl FnOnce(&Catalogue) -> Reply + Send + 'static) -> Answered {
+    later(move |asker| {
+        let current = asker.clone().current()?;
+        Ok(PendingReply::running(Box::pin(async move {
+            let reply = match current.await? {
+                Ok(catalogue) => reply(&catalogue),
+                Err(error) => Reply::from_result(Err(error)),
+            };
+            Ok(asker.encoded(&reply))
+        })))
+    })
 }
 
 const fn subcommand(
@@ -485,32 +485,33 @@ fn killed(kind: Kind) -> Answered {
 }
 
 /// `SCRIPT EXISTS sha1 …`
-fn script_exists(session: &mut Session, args: &[Bytes]) -> Answered {
-    let asker = Asker::new(session, &session.context(Instant::now(), None));
-    let mut looks = Vec::new();
-    for text in &args[2..] {
-        let known = &session.shared.scripts;
-        looks.push(match parse_digest(text) {
-            None => None,
-            Some(digest) if known.script(&digest).is_some() => Some(None),
-            Some(digest) => Some(Some(asker.look_up(digest)?)),
-        });
-    }
-    Ok(later(PendingReply::running(Box::pin(async move {
-        let mut found = Vec::with_capacity(looks.len());
-        for look in looks {
-            let there = match look {
-                None => false,
-                Some(None) => true,
-                Some(Some(look)) => match read(look.await?) {
-                    Ok(reply) => reply != Reply::Null,
-                    Err(error) => return Ok(asker.encoded(&Reply::from_result(Err(error)))),
-                },
-            };
-            found.push(Reply::Integer(i64::from(there)));
+fn script_exists(_: &mut Session, args: &[Bytes]) -> Answered {
+    let digests: Vec<_> = args[2..].iter().map(|text| parse_digest(text)).collect();
+    later(move |asker| {
+        let mut looks = Vec::with_capacity(digests.len());
+        for digest in digests {
+            looks.push(match digest {
+                None => None,
+                Some(digest) if asker.shared.scripts.script(&digest).is_some() => Some(None),
+                Some(digest) => Some(Some(asker.look_up(digest)?)),
+            });
         }
-        Ok(asker.encoded(&Reply::Array(found)))
-    }))))
+        Ok(PendingReply::running(Box::pin(async move {
+            let mut found = Vec::with_capacity(looks.len());
+            for look in looks {
+                let there = match look {
+                    None => false,
+                    Some(None) => true,
+                    Some(Some(look)) => match read(look.await?) {
+                        Ok(reply) => reply != Reply::Null,
+                        Err(error) => return Ok(asker.encoded(&Reply::from_result(Err(error)))),
+                    },
+                };
+                found.push(Reply::Integer(i64::from(there)));
+            }
+            Ok(asker.encoded(&Reply::Array(found)))
+        })))
+    })
 }
 
 pub(super) const FUNCTION: &[Subcommand] = &[
@@ -528,8 +529,8 @@ pub(super) const FUNCTION: &[Subcommand] = &[
         Arity::Exactly(2),
         "",
         "Return every library as one payload for FUNCTION RESTORE.",
-        |session, _| {
-            of_catalogue(session, |catalogue| {
+        |_, _| {
+            of_catalogue(|catalogue| {
                 let codes = catalogue.libraries.values().map(|library| &library.code);
                 Reply::Bulk(dump::write(codes))
             })
@@ -618,12 +619,12 @@ pub(super) const FUNCTION: &[Subcommand] = &[
         Arity::Exactly(2),
         "",
         "Return what function runs on this node, and how many there are.",
-        |session, _| of_catalogue(session, function_stats),
+        |_, _| of_catalogue(function_stats),
     ),
 ];
 
 /// `FUNCTION LIST [LIBRARYNAME pattern] [WITHCODE]`
-fn function_list(session: &mut Session, args: &[Bytes]) -> Answered {
+fn function_list(_: &mut Session, args: &[Bytes]) -> Answered {
     let mut rest = Args::new("function|list", &args[2..]);
     let (mut pattern, mut with_code) = (None, false);
     while !rest.is_empty() {
@@ -641,7 +642,7 @@ fn function_list(session: &mut Session, args: &[Bytes]) -> Answered {
             )));
         }
     }
-    of_catalogue(session, move |catalogue| {
+    of_catalogue(move |catalogue| {
         let libraries = catalogue.libraries.iter().filter(|(name, _)| {
             pattern
                 .as_ref()

@@ -1,11 +1,12 @@
 //! The load itself: connections that write pipelines of commands and count the replies.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use leadline_kv::keyspace;
@@ -14,6 +15,7 @@ use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
+use tokio::time::Sleep;
 
 use super::Workload;
 use super::etcd::Etcd;
@@ -302,8 +304,7 @@ fn replies_to(workload: Workload) -> u64 {
 
 fn write_operation(load: &Load, key: u64, rng: &mut SmallRng, out: &mut BytesMut) {
     let value = &load.value[..];
-    let name = format!("key:{key:012}");
-    let name = name.as_bytes();
+    let name = &key_name(key)[..];
     match load.workload {
         Workload::Set => command(out, &[b"SET", name, value]),
         Workload::Get => command(out, &[b"GET", name]),
@@ -357,12 +358,26 @@ fn in_the_other_half(key: &str, rng: &mut SmallRng) -> String {
     }
 }
 
+/// `key:` and twelve digits.
+fn key_name(key: u64) -> Vec<u8> {
+    const ZEROS: &[u8; 12] = b"000000000000";
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(key).as_bytes();
+    let zeros = ZEROS.get(digits.len()..).unwrap_or_default();
+    [b"key:", zeros, digits].concat()
+}
+
 fn command(out: &mut BytesMut, args: &[&[u8]]) {
-    out.extend_from_slice(format!("*{}\r\n", args.len()).as_bytes());
+    let length = |out: &mut BytesMut, kind: u8, length: usize| {
+        out.put_u8(kind);
+        out.put_slice(itoa::Buffer::new().format(length).as_bytes());
+        out.put_slice(b"\r\n");
+    };
+    length(out, b'*', args.len());
     for arg in args {
-        out.extend_from_slice(format!("${}\r\n", arg.len()).as_bytes());
-        out.extend_from_slice(arg);
-        out.extend_from_slice(b"\r\n");
+        length(out, b'$', arg.len());
+        out.put_slice(arg);
+        out.put_slice(b"\r\n");
     }
 }
 
@@ -371,6 +386,8 @@ struct Server<'a> {
     address: &'a str,
     socket: TcpStream,
     input: BytesMut,
+    /// Rings when a reply may be overdue. It is set again when it rings, not for each call.
+    alarm: Pin<Box<Sleep>>,
 }
 
 impl<'a> Server<'a> {
@@ -386,6 +403,7 @@ impl<'a> Server<'a> {
             address,
             socket,
             input: BytesMut::with_capacity(16 << 10),
+            alarm: Box::pin(tokio::time::sleep(STALLED)),
         };
         if let Some(password) = password {
             let mut output = BytesMut::new();
@@ -424,11 +442,20 @@ impl<'a> Server<'a> {
             if seen == count {
                 return Ok(replies);
             }
-            let read = tokio::time::timeout(STALLED, self.socket.read_buf(&mut self.input))
-                .await
-                .map_err(|_| failed(&format_args!("no reply for {} s", STALLED.as_secs())))?
-                .map_err(|error| failed(&error))?;
-            if read == 0 {
+            let overdue = Instant::now() + STALLED;
+            let read = loop {
+                tokio::select! {
+                    biased;
+                    read = self.socket.read_buf(&mut self.input) => break read,
+                    () = &mut self.alarm => {
+                        if Instant::now() >= overdue {
+                            return Err(failed(&format_args!("no reply for {} s", STALLED.as_secs())));
+                        }
+                        self.alarm.as_mut().reset(overdue.into());
+                    }
+                }
+            };
+            if read.map_err(|error| failed(&error))? == 0 {
                 return Err(failed(&"the server closed the connection"));
             }
         }
@@ -454,7 +481,7 @@ enum Reply {
 /// The RESP2 reply that `input` begins with, and its length, if it is there whole. An array with an
 /// error in it counts as that error.
 fn parse(input: &[u8]) -> Option<(Reply, usize)> {
-    let end = input.windows(2).position(|pair| pair == b"\r\n")?;
+    let end = memchr::memchr(b'\n', input)?.checked_sub(1)?;
     let (line, mut length) = (&input[..end], end + 2);
     let count = || -> Option<i64> { std::str::from_utf8(&line[1..]).ok()?.parse().ok() };
     let reply = match line.first() {
@@ -498,6 +525,15 @@ mod tests {
             Some((Reply::Error("ERR no".into()), 9))
         );
         assert_eq!(parse(b"+O"), None);
+    }
+
+    #[test]
+    fn a_command_is_an_array_of_bulk_strings() {
+        let mut out = BytesMut::new();
+        command(&mut out, &[b"SET", &key_name(42), b"0123456789"]);
+        let expected = "*3\r\n$3\r\nSET\r\n$16\r\nkey:000000000042\r\n$10\r\n0123456789\r\n";
+        assert_eq!(out, expected);
+        assert_eq!(key_name(u64::MAX), b"key:18446744073709551615");
     }
 
     #[test]

@@ -557,6 +557,49 @@ async fn a_command_larger_than_a_batch_may_be_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn replies_that_are_remembered_count_towards_the_size_of_a_batch() {
+    const MIB: usize = 1 << 20;
+    let config = ShardConfig {
+        in_flight: 1,
+        ..ShardConfig::default()
+    };
+    let node = Node::with(config, Arc::new([]));
+    node.ready().await;
+    let names: Vec<String> = (0..20).map(|n| format!("n{n}")).collect();
+    for name in &names {
+        let value = Bytes::from(vec![b'v'; MIB]);
+        node.run(name, What::Set(value)).await.unwrap();
+    }
+    // Behind one that is in flight all of them are in the queue at once.
+    node.engine.hold();
+    let ctx = soon();
+    let first = node.submit(&ctx, &Command::new("n", What::Incr));
+    while node.engine.held() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let taken: Vec<_> = (1..)
+        .zip(&names)
+        .map(|(number, name)| {
+            let take = Command::new(name, What::Take);
+            node.submit_once(&ctx, &take, once(number, 1))
+        })
+        .collect();
+    node.engine.open();
+    first.await.unwrap();
+    for value in taken {
+        assert_eq!(value.await.unwrap().len(), MIB);
+    }
+    // One whose change and reply are too much together leaves nothing, and harms nobody.
+    let large = Bytes::from(vec![b'l'; 8 * MIB]);
+    node.run("l", What::Set(large.clone())).await.unwrap();
+    let swap = Command::new("l", What::GetSet(large.clone()));
+    let refused = node.submit_once(&ctx, &swap, once(21, 1)).await;
+    assert!(matches!(refused, Err(KvError::Invalid(_))), "{refused:?}");
+    let plain = node.run("l", What::GetSet(large.clone())).await.unwrap();
+    assert_eq!(plain, large);
+}
+
+#[tokio::test]
 async fn stamps_rise_through_a_restart_with_a_clock_that_runs_backwards() {
     let node = Node::new();
     node.wall.store(5_000_000, Ordering::SeqCst);
@@ -591,6 +634,34 @@ async fn sweeps_run_on_the_leader_by_themselves() {
     while node.get("swept").await == "v" {
         assert_eq!(ctx.ended(), None);
         tokio::task::yield_now().await;
+    }
+}
+
+/// Writes 8 MiB, once.
+struct WriteOnce(&'static str);
+
+impl Sweep for WriteOnce {
+    fn next(&self, _owned: &std::ops::Range<Bytes>) -> Option<Arc<dyn Operation>> {
+        let large = Bytes::from(vec![b'l'; 8 << 20]);
+        Some(Command::new(self.0, What::SetNx(large)))
+    }
+}
+
+#[tokio::test]
+async fn sweeps_that_write_much_do_not_share_a_batch() {
+    let config = ShardConfig {
+        sweep_idle: Duration::from_millis(5),
+        ..ShardConfig::default()
+    };
+    let sweeps: [Arc<dyn Sweep>; 2] = [Arc::new(WriteOnce("a")), Arc::new(WriteOnce("b"))];
+    let node = Node::with(config, Arc::new(sweeps));
+    node.ready().await;
+    let ctx = soon();
+    for name in ["a", "b"] {
+        while node.get(name).await.is_empty() {
+            assert_eq!(ctx.ended(), None, "{name}");
+            tokio::task::yield_now().await;
+        }
     }
 }
 

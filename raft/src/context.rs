@@ -16,8 +16,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// The deadline of a request that brings none of its own.
 pub const FALLBACK_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Longer than any deadline means "as long as the clock can say" instead of an overflow.
-const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// A longer deadline means "as long as the process lives" instead of an overflow: what a server or
+/// a connection makes its requests' contexts from must not end before it.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Where a deadline came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub struct ContextGuard {
 }
 
 impl Context {
-    /// A context that ends `timeout` from now (capped at one year).
+    /// A context that ends `timeout` from now (capped at a hundred years).
     #[must_use]
     pub fn with_timeout(timeout: Duration) -> Self {
         Self::until(Instant::now() + timeout.min(FAR))
@@ -301,6 +302,19 @@ mod tests {
         assert_eq!(child.caller(), caller.caller());
         assert_ne!(Context::fallback().as_caller().caller(), caller.caller());
         assert_eq!(Context::fallback().caller(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_of_a_server_that_has_run_for_years_have_their_own_deadlines() {
+        let server = Context::with_timeout(Duration::MAX);
+        let connection = server.child(Duration::MAX);
+        for _ in 0..10 {
+            tokio::time::advance(Duration::from_secs(365 * 24 * 3600)).await;
+            let request = connection.child(Duration::from_secs(5));
+            assert_eq!(request.remaining(), Duration::from_secs(5));
+            let waited = connection.run(tokio::time::sleep(Duration::from_millis(1)));
+            assert_eq!(waited.await, Ok(()));
+        }
     }
 
     #[tokio::test]

@@ -138,10 +138,10 @@ impl Session {
     }
 }
 
-/// `timeout` after `now`; far away if the clock cannot say.
+/// `timeout` after `now`; a year after if it is longer, which the clock may not be able to say.
 fn deadline(now: Instant, timeout: Duration) -> Instant {
-    const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
-    now + timeout.min(FAR)
+    const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+    now + timeout.min(LONGEST)
 }
 
 /// Runs the subcommand that the second argument names.

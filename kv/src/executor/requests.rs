@@ -121,6 +121,7 @@ pub(crate) struct PendingRequests {
     /// For the batch that is being built: rows to write and to delete.
     writes: Vec<(Bytes, Bytes)>,
     deletes: Vec<Bytes>,
+    bytes: usize,
 }
 
 impl PendingRequests {
@@ -160,14 +161,19 @@ impl PendingRequests {
         Verdict::Evaluate
     }
 
-    /// Remembers a command that had effects, in batch `number`; returns the bytes it adds.
+    /// Bytes that the batch that is being built remembers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Remembers a command that had effects, in batch `number`.
     pub(crate) fn remember(
         &mut self,
         applied: &Requests,
         once: &Once,
         number: u64,
         reply: &Bytes,
-    ) -> usize {
+    ) {
         let Once { id, lowest_open } = *once;
         self.replies.insert(id, (number, reply.clone()));
         self.order.push_back((number, id));
@@ -194,7 +200,7 @@ impl PendingRequests {
                 Bytes::copy_from_slice(&lowest_open.to_be_bytes()),
             ));
         }
-        32 + reply.len()
+        self.bytes += 32 + reply.len();
     }
 
     /// Writes what the batch that is being built remembers and forgets.
@@ -205,6 +211,7 @@ impl PendingRequests {
         for name in self.deletes.drain(..) {
             out.delete_private(&name);
         }
+        self.bytes = 0;
     }
 
     /// Forgets what is applied.

@@ -43,6 +43,9 @@ const TIDY_AFTER: Duration = Duration::from_millis(100);
 /// A walk over everything that has met so many locks goes on beneath them.
 const OVERLOOK: u8 = 8;
 
+const TOO_MUCH_TO_REMEMBER: &str =
+    "the command changes, and answers with, more than the store takes at once";
+
 /// A sweep's step may take this long.
 const SWEEP_DEADLINE: Duration = leadline_raft::FALLBACK_DEADLINE;
 
@@ -208,8 +211,8 @@ impl<E: Engine> Living<E> {
             Found::Work => self.evaluate_batch(),
         }
         self.after_transactions();
-        if Instant::now() >= self.next_sweep {
-            self.sweep();
+        if Instant::now() >= self.next_sweep && !self.sweep() {
+            return pool::Step::Done;
         }
         if !self.close_batch() {
             return pool::Step::Done;
@@ -222,8 +225,7 @@ impl<E: Engine> Living<E> {
 
     /// Evaluates what waited for a lock that is gone, and has overdue locks resolved.
     fn after_transactions(&mut self) {
-        let most_bytes = self.executor.parts.config.batch_bytes;
-        while self.batch_bytes() < most_bytes
+        while !self.is_full()
             && let Some(command) = self.transactions.next_released()
         {
             self.take(command);
@@ -241,7 +243,12 @@ impl<E: Engine> Living<E> {
 
     /// Bytes of the batch that is being built.
     fn batch_bytes(&self) -> usize {
-        self.overlay.bytes() + self.transactions.write_bytes()
+        self.overlay.bytes() + self.transactions.write_bytes() + self.requests.bytes()
+    }
+
+    /// Whether the batch that is being built shall have no more effects.
+    fn is_full(&self) -> bool {
+        self.batch_bytes() >= self.executor.parts.config.batch_bytes
     }
 
     fn wake_at(&self) -> Option<Instant> {
@@ -262,15 +269,19 @@ impl<E: Engine> Living<E> {
         self.requests.prune(applied);
     }
 
-    /// Evaluates from the front of the backlog until the batch is full.
+    /// Evaluates from the front of the backlog until the batch is full. What a lock kept waiting
+    /// came before all that is there.
     fn evaluate_batch(&mut self) {
         self.tidy();
-        let config = &self.executor.parts.config;
-        let (most_commands, most_bytes) = (config.batch_commands, config.batch_bytes);
-        while self.batch.commands < most_commands
-            && self.batch_bytes() < most_bytes
-            && let Some(command) = self.backlog.pop_front()
-        {
+        let most_commands = self.executor.parts.config.batch_commands;
+        while self.batch.commands < most_commands && !self.is_full() {
+            if let Some(command) = self.transactions.next_released() {
+                self.take(command);
+                continue;
+            }
+            let Some(command) = self.backlog.pop_front() else {
+                break;
+            };
             self.batch.commands += 1;
             self.batch.bytes += command.size;
             self.take(command);
@@ -330,7 +341,7 @@ impl<E: Engine> Living<E> {
             }
         }
         let overlook = parked >= OVERLOOK && operation.may_overlook_locks();
-        match self.evaluate(&ctx, operation.as_ref(), overlook) {
+        match self.evaluate(&ctx, operation.as_ref(), once.is_some(), overlook) {
             Evaluated::Locked(attempt) => {
                 responder.unclaim();
                 let parked = parked.saturating_add(1);
@@ -441,8 +452,15 @@ impl<E: Engine> Living<E> {
         self.requests.look_up(&applied, once, most)
     }
 
-    /// Evaluates one command over the overlay; a failed one leaves no effect.
-    fn evaluate(&mut self, ctx: &Context, operation: &dyn Operation, overlook: bool) -> Evaluated {
+    /// Evaluates one command over the overlay; a failed one leaves no effect. A reply that is to be
+    /// `remembered` is written too, and counts as such.
+    fn evaluate(
+        &mut self,
+        ctx: &Context,
+        operation: &dyn Operation,
+        remembered: bool,
+        overlook: bool,
+    ) -> Evaluated {
         if let Route::Keys(keys) = operation.route()
             && keys.iter().any(|key| !self.owned.contains(key))
         {
@@ -482,8 +500,12 @@ impl<E: Engine> Living<E> {
                     self.batch.wakes.truncate(wakes);
                     return Evaluated::Read(reply, saw);
                 }
-                self.batch.stamp = stamp;
-                return Evaluated::Write(reply);
+                let most = self.executor.parts.config.command_bytes;
+                if !remembered || self.overlay.command_bytes() + reply.len() <= most {
+                    self.batch.stamp = stamp;
+                    return Evaluated::Write(reply);
+                }
+                KvError::Invalid(TOO_MUCH_TO_REMEMBER.to_owned())
             }
             (None, Err(RowError::Refused(why))) => KvError::Invalid(why),
             (None, Err(RowError::OtherShard)) if operation.open_ended() => KvError::CrossShard,
@@ -587,17 +609,20 @@ impl<E: Engine> Living<E> {
         self.propose(batch, |out| out.put_private(&[OWNED], &owned));
     }
 
-    /// Runs one step of each sweep.
-    fn sweep(&mut self) {
+    /// Runs one step of each sweep; `false` when the life is over.
+    fn sweep(&mut self) -> bool {
         let sweeps = Arc::clone(&self.executor.parts.sweeps);
         let mut busy = false;
         for sweep in sweeps.iter() {
             let Some(operation) = sweep.next(&self.owned) else {
                 continue;
             };
+            if self.is_full() && !self.close_batch() {
+                return false;
+            }
             self.tidy();
             let ctx = Context::with_timeout(SWEEP_DEADLINE);
-            match self.evaluate(&ctx, operation.as_ref(), false) {
+            match self.evaluate(&ctx, operation.as_ref(), false, false) {
                 Evaluated::Write(_) => busy = true,
                 // What is locked is swept another time.
                 Evaluated::Read(..) | Evaluated::Locked(_) => {}
@@ -613,5 +638,6 @@ impl<E: Engine> Living<E> {
             } else {
                 config.sweep_idle
             };
+        true
     }
 }

@@ -119,7 +119,7 @@ pub(crate) struct Transactions {
     /// Since when each lock is known here, and when it was last asked about.
     since: BTreeMap<AttemptId, (Instant, Option<Instant>)>,
     parking: Parking,
-    /// Commands whose lock is gone: to be evaluated before all others.
+    /// Commands whose lock is gone: to be evaluated before all others, which came later.
     released: VecDeque<Command>,
     /// Rows of the batch that is being built.
     writes: HashMap<Bytes, Option<Bytes>>,

@@ -46,6 +46,10 @@ pub(crate) enum What {
     Set(Bytes),
     SetNx(Bytes),
     Del,
+    /// Replies the value, and deletes it.
+    Take,
+    /// Replies the value, and sets another.
+    GetSet(Bytes),
     Incr,
     /// Adds to this key, whose sum it replies, and to the other; or fails in between.
     IncrBoth(Bytes, Option<RowError>),
@@ -159,6 +163,16 @@ impl Command {
                 }
                 None => Bytes::from_static(b"0"),
             },
+            What::Take => {
+                let value = rows.get(&key)?.unwrap_or_default();
+                rows.delete(key);
+                value
+            }
+            What::GetSet(next) => {
+                let value = rows.get(&key)?.unwrap_or_default();
+                rows.put(key, next.clone());
+                value
+            }
             What::Incr => {
                 let sum = number(rows.get(&key)?) + 1;
                 rows.put(key, text(sum));

@@ -22,7 +22,7 @@ use crate::engine::{
     Applied, CommittedEntry, Engine, GroupStatus, LeaderView, Leadership, Member, Membership,
     OnApplied, Proposer, ReadIndex, Role, StateMachine, Status,
 };
-use crate::{Context, GroupId, LeaderId, LogIndex, NodeId, RaftError, Term};
+use crate::{Context, GroupId, LeaderId, LogIndex, MAX_ENTRY_BYTES, NodeId, RaftError, Term};
 
 /// How often held proposals are looked at for contexts that were cancelled.
 const SWEEP: Duration = Duration::from_millis(5);
@@ -473,6 +473,11 @@ impl Proposer for SimEngine {
                     }
                     Leadership::Unknown => None,
                 },
+            })
+        } else if entry.len() > MAX_ENTRY_BYTES {
+            Some(RaftError::TooLarge {
+                size: entry.len(),
+                limit: MAX_ENTRY_BYTES,
             })
         } else {
             ctx.ended().map(RaftError::NotApplied)

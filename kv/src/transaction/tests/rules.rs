@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::coordinate::{Attempted, Point};
 use super::{Cluster, Fate, Gate, Gated, follow, key, number, put, read_all, script, set_all};
+use crate::coordinator::PendingReply;
 use crate::transaction::AttemptId;
 use crate::transaction::steps::{TransactionOperation, decode};
 use crate::wire::transaction_reply::Reply as StepReply;
@@ -220,6 +221,41 @@ async fn meet(pause: &Arc<Barrier>) {
     tokio::task::spawn_blocking(move || pause.wait())
         .await
         .unwrap();
+}
+
+/// Runs an operation that holds the executor of shard 0 until the test meets it at a barrier.
+fn busy(cluster: &Cluster) -> (PendingReply, Arc<Barrier>) {
+    let pause = Arc::new(Barrier::new(2));
+    let here = Arc::clone(&pause);
+    let hold = script(&[key(0, "busy")], Access::Write, move |_| {
+        here.wait();
+        here.wait();
+        Ok(Bytes::new())
+    });
+    (cluster.submit(0, &ctx(), hold), pause)
+}
+
+#[tokio::test]
+async fn what_waited_for_a_lock_goes_before_what_came_later() {
+    let cluster = Cluster::new(TTL).await;
+    let x = key(0, "x");
+    let granted = send(&cluster, 0, attempt(1), 1, &x, lock_of(&x, &x, "0")).await;
+    let StepReply::Granted(stamp) = granted else {
+        panic!("{granted:?}");
+    };
+    let ctx = ctx();
+    let first = cluster.submit(0, &ctx, set_all(std::slice::from_ref(&x), 1));
+    // What takes away the lock, and a later change of the same row, are there at the same time.
+    let (held, pause) = busy(&cluster);
+    meet(&pause).await;
+    let release = TransactionOperation::new(attempt(1), 1, x.clone(), Step::Release(stamp));
+    let release = cluster.submit(0, &ctx, release);
+    let later = cluster.submit(0, &ctx, set_all(std::slice::from_ref(&x), 2));
+    meet(&pause).await;
+    for reply in [held, release, first, later] {
+        reply.await.unwrap();
+    }
+    assert_eq!(cluster.values(&[x]).await, [2]);
 }
 
 /// At every instant one of the two is there, and both are absent whenever they are looked at.

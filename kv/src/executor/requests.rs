@@ -7,7 +7,7 @@
 //! # Invariants
 //! 1. What is applied here changes only with the rows that say so, in the batch's atomic write.
 //! 2. A number below its session's mark is refused, so forgetting it is safe.
-//! 3. A session remembers a bounded number of replies; more open requests are refused.
+//! 3. A session remembers a bounded number of replies and bytes; more open requests are refused.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -25,10 +25,28 @@ pub(crate) const MARK: u8 = b'm';
 const FORGET_AT_ONCE: usize = 128;
 const WORTH_FORGETTING: usize = 32;
 
+/// Bytes of a session's replies that make it worthwhile however few they are, and at which it is
+/// told to close some.
+const WORTH_FORGETTING_BYTES: usize = 1 << 20;
+const MOST_BYTES: usize = 64 << 20;
+
 #[derive(Debug, Default)]
 struct Session {
     mark: u64,
     replies: BTreeMap<u64, Bytes>,
+    /// Of all replies.
+    bytes: usize,
+}
+
+impl Session {
+    /// Whether replies below `lowest_open` are many, or large.
+    fn worth_forgetting(&self, lowest_open: u64) -> bool {
+        let least = match self.bytes {
+            ..WORTH_FORGETTING_BYTES => WORTH_FORGETTING,
+            WORTH_FORGETTING_BYTES.. => 1,
+        };
+        self.replies.range(..lowest_open).nth(least - 1).is_some()
+    }
 }
 
 /// The remembered requests of a shard, as applied.
@@ -58,9 +76,11 @@ impl Requests {
         if let Some(id) = parse_reply_name(name) {
             let session = self.sessions.entry(id.session).or_default();
             // Copied: a slice would keep the whole log entry in memory.
-            session
-                .replies
-                .insert(id.number, Bytes::copy_from_slice(value));
+            let reply = Bytes::copy_from_slice(value);
+            session.bytes += reply.len();
+            if let Some(before) = session.replies.insert(id.number, reply) {
+                session.bytes -= before.len();
+            }
             return true;
         }
         match (parse_mark_name(name), <[u8; 8]>::try_from(value)) {
@@ -77,8 +97,10 @@ impl Requests {
         let Some(id) = parse_reply_name(name) else {
             return false;
         };
-        if let Some(session) = self.sessions.get_mut(&id.session) {
-            session.replies.remove(&id.number);
+        if let Some(session) = self.sessions.get_mut(&id.session)
+            && let Some(reply) = session.replies.remove(&id.number)
+        {
+            session.bytes -= reply.len();
         }
         true
     }
@@ -151,8 +173,11 @@ impl PendingRequests {
                 reply: reply.clone(),
             };
         }
-        let open = session.replies.range(lowest_open.max(mark)..).count();
-        if session.replies.len() >= most && open + self.replies.len() >= most {
+        let open = || session.replies.range(lowest_open.max(mark)..);
+        let many = session.replies.len() >= most && open().count() + self.replies.len() >= most;
+        let large = session.bytes >= MOST_BYTES
+            && open().map(|(_, reply)| reply.len()).sum::<usize>() >= MOST_BYTES;
+        if many || large {
             return Verdict::Refused(KvError::Overloaded {
                 what: "open requests of one session",
                 retry_after_ms: 100,
@@ -167,13 +192,7 @@ impl PendingRequests {
     }
 
     /// Remembers a command that had effects, in batch `number`.
-    pub(crate) fn remember(
-        &mut self,
-        applied: &Requests,
-        once: &Once,
-        number: u64,
-        reply: &Bytes,
-    ) {
+    pub(crate) fn remember(&mut self, applied: &Requests, once: &Once, number: u64, reply: &Bytes) {
         let Once { id, lowest_open } = *once;
         self.replies.insert(id, (number, reply.clone()));
         self.order.push_back((number, id));
@@ -181,11 +200,7 @@ impl PendingRequests {
         let pending_mark = self.marks.get(&id.session).map_or(0, |(_, mark)| *mark);
         if let Some(session) = applied.sessions.get(&id.session)
             && lowest_open > session.mark.max(pending_mark)
-            && session
-                .replies
-                .range(..lowest_open)
-                .nth(WORTH_FORGETTING - 1)
-                .is_some()
+            && session.worth_forgetting(lowest_open)
         {
             let forgotten = session.replies.range(..lowest_open).take(FORGET_AT_ONCE);
             self.deletes.extend(forgotten.map(|(number, _)| {
@@ -279,6 +294,30 @@ mod tests {
         let above = pending.look_up(&applied, &once(100, 100), 1000);
         assert!(matches!(above, Verdict::Remembered { .. }));
         assert_eq!(applied.sessions[&9].replies.len(), 102);
+    }
+
+    #[test]
+    fn large_replies_are_forgotten_early_and_too_many_bytes_of_them_are_refused() {
+        let (mut applied, mut pending) = (Requests::default(), PendingRequests::default());
+        let reply = Bytes::from(vec![0; 16 << 20]);
+        for number in 1..=4 {
+            let verdict = pending.look_up(&applied, &once(number, 1), 1000);
+            assert!(matches!(verdict, Verdict::Evaluate));
+            pending.remember(&applied, &once(number, 1), number, &reply);
+            apply(&mut pending, &mut applied, number);
+        }
+        let refused = pending.look_up(&applied, &once(5, 1), 1000);
+        assert!(matches!(
+            refused,
+            Verdict::Refused(KvError::Overloaded { .. })
+        ));
+        // One of them is closed.
+        let verdict = pending.look_up(&applied, &once(5, 2), 1000);
+        assert!(matches!(verdict, Verdict::Evaluate));
+        pending.remember(&applied, &once(5, 5), 5, &reply);
+        apply(&mut pending, &mut applied, 5);
+        let session = &applied.sessions[&9];
+        assert_eq!((session.replies.len(), session.bytes), (1, reply.len()));
     }
 
     #[test]

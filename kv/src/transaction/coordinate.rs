@@ -9,10 +9,10 @@
 //! 3. Once *decide* was sent, only its answer says what happened. It is repeated until one comes.
 //! 4. An id stays open until nothing is sent for it any more.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,6 +52,11 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long rolling forward, releasing and settling go on for a caller that has its answer.
 const AFTERWARDS: Duration = Duration::from_secs(30);
+
+/// Overdue locks that are settled at a time, and how long one may take: a shard that does not answer
+/// must not take what the node has for others.
+const RESOLVED_AT_ONCE: usize = 256;
+const RESOLVING: Duration = Duration::from_secs(1);
 
 /// Evaluations that may wait on blocking threads.
 const BLOCKING: usize = 64;
@@ -114,10 +119,12 @@ pub(crate) struct TransactionCoordinator<N> {
 
 /// An attempt whose *decide* was not answered.
 #[derive(Clone, Debug)]
-struct Unsettled {
+pub(super) struct Unsettled {
     attempt: AttemptId,
     decision: Decide,
     reply: Bytes,
+    /// It was heard since that it is committed: its record may be forgotten by now.
+    committed: Arc<AtomicBool>,
 }
 
 /// What an attempt wants of the shards.
@@ -133,7 +140,6 @@ struct Plan {
     reply: Bytes,
     changes: bool,
     in_order: bool,
-    once: Option<RequestId>,
 }
 
 /// A shard that compares, changes and decides in one step. It may where nothing is validated
@@ -152,6 +158,8 @@ pub(super) enum Attempted {
     /// Known to be aborted; worth another.
     Conflict,
     Failed(KvError),
+    /// It may be committed or not, now or later.
+    InDoubt(KvError, Box<Unsettled>),
 }
 
 struct NetworkBorders<N> {
@@ -228,9 +236,17 @@ impl<N: Network> TransactionCoordinator<N> {
             if let Some(ended) = ctx.ended() {
                 return Err(KvError::NotApplied(ended));
             }
-            match self.attempt(&ctx, &operation, once, tries).await {
+            match self.attempt(&ctx, &operation, tries).await {
                 Attempted::Done(reply) => return Ok(reply),
                 Attempted::Failed(error) => return Err(error),
+                Attempted::InDoubt(error, unsettled) => {
+                    // Here, not where it is found out: with a caller that has left nobody would
+                    // take it away again.
+                    if let Some(once) = once {
+                        self.unsettled.lock().insert(once, *unsettled);
+                    }
+                    return Err(error);
+                }
                 Attempted::Conflict => {}
             }
             self.metrics.conflicts.inc();
@@ -284,6 +300,8 @@ impl<N: Network> TransactionCoordinator<N> {
             .await
         {
             Ok(true) => Some(Ok(earlier.reply)),
+            // Nothing is left to say so: it was rolled forward and forgotten.
+            Ok(false) if earlier.committed.load(Ordering::SeqCst) => Some(Ok(earlier.reply)),
             Ok(false) => {
                 self.unsettled.lock().remove(&once);
                 None
@@ -296,7 +314,6 @@ impl<N: Network> TransactionCoordinator<N> {
         self: &Arc<Self>,
         ctx: &Context,
         operation: &Arc<dyn Operation>,
-        once: Option<RequestId>,
         tries: u32,
     ) -> Attempted {
         let attempt = AttemptId {
@@ -329,7 +346,7 @@ impl<N: Network> TransactionCoordinator<N> {
             Err(error) => {
                 // What it stumbled over may be rows of two moments (rule 2).
                 rows.drop_effects();
-                let Some(plan) = self.plan(attempt, rows, Bytes::new(), 0, None) else {
+                let Some(plan) = self.plan(attempt, rows, Bytes::new(), 0) else {
                     return Attempted::Conflict;
                 };
                 return match self.validate(ctx, &plan).await {
@@ -342,7 +359,7 @@ impl<N: Network> TransactionCoordinator<N> {
                 };
             }
         };
-        let Some(plan) = self.plan(attempt, rows, reply, tries, once) else {
+        let Some(plan) = self.plan(attempt, rows, reply, tries) else {
             return Attempted::Conflict;
         };
         if plan.locks.is_empty() && plan.decider.is_none() {
@@ -553,7 +570,6 @@ impl<N: Network> TransactionCoordinator<N> {
         mut rows: TransactionRows,
         reply: Bytes,
         tries: u32,
-        once: Option<RequestId>,
     ) -> Option<Plan> {
         let in_order = tries >= OPTIMISTIC;
         let changes = rows.has_effects();
@@ -649,7 +665,6 @@ impl<N: Network> TransactionCoordinator<N> {
             reply,
             changes,
             in_order,
-            once,
         })
     }
 
@@ -659,6 +674,11 @@ impl<N: Network> TransactionCoordinator<N> {
         mut plan: Plan,
         open: &OpenAttempt<N>,
     ) -> Attempted {
+        // Sent once more by what changes nothing, to hear that the lock is still there.
+        let first = match plan.changes {
+            true => None,
+            false => plan.locks.first().cloned(),
+        };
         let locked = self.lock(ctx, &mut plan).await;
         if self.dies(Point::Locked) {
             return Attempted::Failed(KvError::Unknown(STOPPED));
@@ -693,10 +713,18 @@ impl<N: Network> TransactionCoordinator<N> {
                 return failed(ctx, error);
             }
         }
-        if !plan.changes {
-            // A read that locked what it read.
+        if let Some((key, lock)) = first {
+            // A read that locked what it read. Nobody decides it: that the locks were all there at
+            // one instant is known when the first still is, which goes before the others.
+            let again = self.step(ctx, plan.attempt, &key, Step::Lock(lock)).await;
             self.release(ctx, plan.attempt, taken(&participants), open);
-            return Attempted::Done(plan.reply);
+            return match again {
+                Ok(StepReply::Granted(stamp)) if stamp == participants[0].stamp => {
+                    Attempted::Done(plan.reply)
+                }
+                Ok(_) => Attempted::Conflict,
+                Err(error) => failed(ctx, error),
+            };
         }
 
         let (mut here, mut read) = (None, None);
@@ -729,25 +757,25 @@ impl<N: Network> TransactionCoordinator<N> {
             }
             Err(error) if error.outcome() == Outcome::NotApplied => {
                 let abort = Step::Abort(true);
-                self.tasks
-                    .spawn(self.conclude(ctx, plan.attempt, decision, abort, open.again()));
+                let committed = Arc::default();
+                let concluded =
+                    self.conclude(ctx, plan.attempt, decision, abort, committed, open.again());
+                self.tasks.spawn(concluded);
                 failed(ctx, error)
             }
             Err(error) => {
-                if let Some(once) = plan.once {
-                    self.unsettled.lock().insert(
-                        once,
-                        Unsettled {
-                            attempt: plan.attempt,
-                            decision: decision.clone(),
-                            reply: plan.reply,
-                        },
-                    );
-                }
+                let committed = Arc::new(AtomicBool::new(false));
+                let unsettled = Unsettled {
+                    attempt: plan.attempt,
+                    decision: decision.clone(),
+                    reply: plan.reply,
+                    committed: Arc::clone(&committed),
+                };
                 let decide = Step::Decide(decision.clone());
-                self.tasks
-                    .spawn(self.conclude(ctx, plan.attempt, decision, decide, open.again()));
-                Attempted::Failed(error)
+                let concluded =
+                    self.conclude(ctx, plan.attempt, decision, decide, committed, open.again());
+                self.tasks.spawn(concluded);
+                Attempted::InDoubt(error, Box::new(unsettled))
             }
         }
     }
@@ -938,6 +966,7 @@ impl<N: Network> TransactionCoordinator<N> {
         attempt: AttemptId,
         decision: Decide,
         ask: Step,
+        committed: Arc<AtomicBool>,
         open: OpenAttempt<N>,
     ) -> impl Future<Output = ()> + Send + 'static {
         // Detached: the caller has its answer or tries again, and the locks are in others' way.
@@ -952,6 +981,7 @@ impl<N: Network> TransactionCoordinator<N> {
                     .await
                 {
                     Ok(StepReply::Committed(_)) => {
+                        committed.store(true, Ordering::SeqCst);
                         return coordinator
                             .roll_forward(&after, attempt, decision, open)
                             .await;
@@ -973,10 +1003,22 @@ impl<N: Network> TransactionCoordinator<N> {
 
     /// Settles overdue locks that this node's executors hold, until `stop`.
     pub(crate) async fn resolve(self: Arc<Self>, doubts: Arc<Doubts>, stop: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(RESOLVED_AT_ONCE));
+        let under_way = Arc::new(Mutex::new(HashSet::new()));
         while let Some(doubt) = stop.run_until_cancelled(doubts.next()).await {
-            let coordinator = Arc::clone(&self);
+            // The executor asks again about what is left out here.
+            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+                continue;
+            };
+            let lock = (doubt.attempt, doubt.held_at.clone());
+            if !under_way.lock().insert(lock.clone()) {
+                continue;
+            }
+            let (coordinator, under_way) = (Arc::clone(&self), Arc::clone(&under_way));
             self.tasks.spawn(async move {
                 coordinator.resolve_one(doubt).await;
+                under_way.lock().remove(&lock);
+                drop(slot);
             });
         }
     }
@@ -984,7 +1026,7 @@ impl<N: Network> TransactionCoordinator<N> {
     pub(super) async fn resolve_one(&self, doubt: Doubt) {
         self.metrics.resolved.inc();
         // Each has its own deadline; the executor asks again if it was not enough.
-        let ctx = Context::fallback();
+        let ctx = Context::with_timeout(RESOLVING);
         let Doubt {
             attempt,
             primary,
@@ -1015,6 +1057,12 @@ impl<N: Network> TransactionCoordinator<N> {
         if let Err(error) = self.step(&ctx, attempt, &held_at, step).await {
             tracing::debug!(%error, "an overdue lock was decided and not removed yet");
         }
+    }
+
+    /// How many requests are to be settled before they run again.
+    #[cfg(test)]
+    pub(super) fn in_doubt(&self) -> usize {
+        self.unsettled.lock().len()
     }
 
     #[cfg(test)]

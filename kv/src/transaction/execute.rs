@@ -142,7 +142,13 @@ fn obstacle(
             return conflict(&row.key);
         }
     }
+    bytes += request
+        .wakes
+        .iter()
+        .map(|key| key.len() + 32)
+        .sum::<usize>();
     for range in &request.deleted {
+        bytes += range.start.len() + range.end.len() + 32;
         let deleted = range.start.clone()..range.end.clone();
         if deleted.start < rows.owned.start || deleted.end > rows.owned.end {
             return Ok(Some(Obstacle::Elsewhere));

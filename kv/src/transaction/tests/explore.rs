@@ -109,9 +109,7 @@ async fn run(
         let coordinator = Arc::clone(coordinator);
         running.push(tokio::spawn(async move {
             let ctx = Context::with_timeout(Duration::from_secs(60));
-            coordinator
-                .attempt(&ctx, &operation, None, faults.tries)
-                .await
+            coordinator.attempt(&ctx, &operation, faults.tries).await
         }));
     }
     // Both have read, from the same state: the most conflict there can be. Reads pass the gate.
@@ -182,7 +180,7 @@ async fn run(
         *told = match running.await {
             Ok(Attempted::Done(_)) => Some(true),
             Ok(Attempted::Conflict | Attempted::Failed(_)) => Some(false),
-            Err(_) => None,
+            Ok(Attempted::InDoubt(..)) | Err(_) => None,
         };
     }
     // Whoever meets a lock after its time has it resolved.

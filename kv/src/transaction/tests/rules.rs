@@ -8,7 +8,8 @@ use bytes::Bytes;
 use leadline_raft::{Context, Ended};
 use tokio_util::sync::CancellationToken;
 
-use super::super::coordinate::{Attempted, Point};
+use super::super::coordinate::{Attempted, OPTIMISTIC, Point};
+use super::super::resolve::{Doubt, Doubts};
 use super::{Cluster, Fate, Gate, Gated, follow, key, number, put, read_all, script, set_all};
 use crate::coordinator::PendingReply;
 use crate::transaction::AttemptId;
@@ -101,7 +102,7 @@ async fn rule_1_what_was_read_and_not_locked_is_compared_after_the_last_lock() {
     let operation = follow(&keys()[0], &keys()[1]);
     let running = tokio::spawn({
         let coordinator = Arc::clone(&coordinator);
-        async move { coordinator.attempt(&ctx(), &operation, None, 0).await }
+        async move { coordinator.attempt(&ctx(), &operation, 0).await }
     });
     while gate.waiting.lock().is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -274,8 +275,7 @@ async fn rule_1_what_is_absent_did_not_come_and_go_before_it_is_compared() {
         let gate = Arc::new(Gate::default());
         let coordinator = cluster.gated(&gate, 0);
         let (read, pause) = read_with_a_pause(&x, &y);
-        let running =
-            tokio::spawn(async move { coordinator.attempt(&ctx(), &read, None, 0).await });
+        let running = tokio::spawn(async move { coordinator.attempt(&ctx(), &read, 0).await });
         meet(&pause).await;
         if moved {
             set(0, &x).await;
@@ -301,6 +301,54 @@ async fn rule_1_what_is_absent_did_not_come_and_go_before_it_is_compared() {
     }
 }
 
+/// A read that locks shard by shard, as after some conflicts, and is so slow that its first lock is
+/// resolved before the last is granted.
+#[tokio::test]
+async fn rule_1_a_read_that_locks_had_all_its_locks_at_one_instant() {
+    let cluster = Cluster::new(TTL).await;
+    let stop = resolving(&cluster);
+    let [x, y] = keys();
+    for resolved in [true, false] {
+        let gate = Arc::new(Gate::default());
+        let coordinator = cluster.gated(&gate, 0);
+        let running = tokio::spawn(async move {
+            coordinator
+                .attempt(&ctx(), &read_all(&keys()), OPTIMISTIC)
+                .await
+        });
+        assert_eq!(only_waiting(&gate).await, ("TXN.LOCK", 0));
+        deliver_one(&cluster, &gate).await;
+        assert_eq!(only_waiting(&gate).await, ("TXN.LOCK", 1));
+        if resolved {
+            while cluster.left().0 > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            cluster.on_shard(0, set_all(&[x.clone()], 7)).await.unwrap();
+        }
+        deliver_one(&cluster, &gate).await;
+        let began = Instant::now();
+        while !running.is_finished() {
+            assert!(began.elapsed() < Duration::from_secs(5));
+            let message = gate.waiting.lock().pop_front();
+            if let Some(mut message) = message {
+                super::explore::deliver(&cluster, &mut message).await;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        match running.await.unwrap() {
+            Attempted::Conflict => assert!(resolved),
+            Attempted::Done(reply) => {
+                assert!(!resolved);
+                assert_eq!(reply, "7 0");
+            }
+            other => panic!("{other:?}"),
+        }
+        // What was not released at the gate is resolved.
+        assert_eq!(cluster.values(&[x.clone(), y.clone()]).await, [7, 0]);
+    }
+    stop.cancel();
+}
+
 /// Deletions of an earlier leadership are not counted here.
 #[tokio::test]
 async fn rule_1_what_was_absent_under_another_leader_is_read_again() {
@@ -309,11 +357,7 @@ async fn rule_1_what_was_absent_under_another_leader_is_read_again() {
     let coordinator = cluster.gated(&gate, 0);
     let running = tokio::spawn({
         let coordinator = Arc::clone(&coordinator);
-        async move {
-            coordinator
-                .attempt(&ctx(), &read_all(&keys()), None, 0)
-                .await
-        }
+        async move { coordinator.attempt(&ctx(), &read_all(&keys()), 0).await }
     });
     let checks = all_waiting(&gate, 2).await;
     cluster.elect(0).await;
@@ -344,8 +388,7 @@ async fn rule_1_a_range_did_not_hold_more_before_it_is_compared() {
             })?;
             Ok(found.to_string().into())
         });
-        let running =
-            tokio::spawn(async move { coordinator.attempt(&ctx(), &read, None, 0).await });
+        let running = tokio::spawn(async move { coordinator.attempt(&ctx(), &read, 0).await });
         assert_eq!(only_waiting(&gate).await, ("TXN.SCAN", 0));
         deliver_one(&cluster, &gate).await;
         let mut checks = all_waiting(&gate, 2).await;
@@ -385,8 +428,7 @@ async fn rule_2_an_operation_that_fails_after_it_wrote_is_validated_too() {
             }
         });
         let coordinator = Arc::clone(&coordinator);
-        let running =
-            tokio::spawn(async move { coordinator.attempt(&ctx(), &failing, None, 0).await });
+        let running = tokio::spawn(async move { coordinator.attempt(&ctx(), &failing, 0).await });
         assert_eq!(only_waiting(&gate).await, ("TXN.VALIDATE", 0));
         if changed {
             let set = set_all(&[x.clone()], 5);
@@ -735,6 +777,37 @@ async fn rule_5_an_overdue_lock_is_resolved_by_whoever_holds_it() {
     stop.cancel();
 }
 
+/// The shard that decides does not answer, and the executor asks again and again.
+#[tokio::test]
+async fn locks_that_cannot_be_resolved_take_a_bounded_part_of_the_node() {
+    let cluster = Cluster::new(TTL).await;
+    let gate = Arc::new(Gate::default());
+    let stop = CancellationToken::new();
+    let doubts = Arc::new(Doubts::default());
+    let resolving = cluster.gated(&gate, 0);
+    tokio::spawn(resolving.resolve(Arc::clone(&doubts), stop.clone()));
+    let doubt = |number| Doubt {
+        attempt: attempt(number),
+        primary: key(1, "y"),
+        held_at: key(0, "x"),
+        stamp: 1,
+    };
+    for _ in 0..20 {
+        doubts.raise((0..3).map(doubt).collect());
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(gate.waiting.lock().len(), 3, "one at a time of each");
+    for from in 1..=10 {
+        doubts.raise((from * 100..from * 100 + 100).map(doubt).collect());
+        tokio::task::yield_now().await;
+    }
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let asked = gate.waiting.lock().len();
+    assert!((4..=256).contains(&asked), "{asked}");
+    stop.cancel();
+}
+
 #[tokio::test]
 async fn rule_6_a_lost_answer_to_decide_is_settled_by_asking_again() {
     let cluster = Cluster::new(TTL).await;
@@ -796,6 +869,77 @@ async fn rule_6_an_undecided_attempt_is_unknown_and_its_request_is_settled_befor
     until_clean(&cluster).await;
 }
 
+/// What is done beside for an attempt in doubt may be done before its request comes again.
+#[tokio::test]
+async fn rule_6_a_request_whose_commit_was_forgotten_meanwhile_does_not_run_again() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let deaf = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let coordinator = cluster.ruled({
+        let deaf = Arc::clone(&deaf);
+        move |step, _| match step {
+            "TXN.DECIDE" if deaf.load(Ordering::SeqCst) => Fate::LoseAnswer,
+            _ => Fate::Deliver,
+        }
+    });
+    let add = script(&keys(), Access::Write, |rows| {
+        for key in keys() {
+            let now = super::number(rows, &key)?;
+            super::put(rows, &key, now + 1);
+        }
+        Ok(Bytes::from_static(b"+OK"))
+    });
+    let once = RequestId {
+        session: 1,
+        number: 1,
+    };
+    let short = Context::with_timeout(Duration::from_millis(100));
+    let reply = Arc::clone(&coordinator)
+        .run(short, Arc::clone(&add), Some(once))
+        .await;
+    assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
+    deaf.store(false, Ordering::SeqCst);
+    until_clean(&cluster).await;
+    let reply = Arc::clone(&coordinator).run(ctx(), add, Some(once)).await;
+    assert_eq!(reply.unwrap(), "+OK");
+    assert_eq!(cluster.values(&keys()).await, [1, 1], "once");
+}
+
+#[tokio::test]
+async fn what_a_caller_that_left_had_in_doubt_is_not_kept() {
+    let cluster = Cluster::new(Duration::from_secs(60)).await;
+    let decides = Arc::new(AtomicUsize::new(0));
+    let coordinator = cluster.ruled({
+        let decides = Arc::clone(&decides);
+        move |step, _| match step {
+            "TXN.DECIDE" => {
+                decides.fetch_add(1, Ordering::SeqCst);
+                Fate::Lose
+            }
+            _ => Fate::Deliver,
+        }
+    });
+    let once = RequestId {
+        session: 1,
+        number: 1,
+    };
+    let caller = ctx();
+    let write = set_all(&keys(), 3);
+    let mut running = Box::pin(Arc::clone(&coordinator).run(caller.clone(), write, Some(once)));
+    while decides.load(Ordering::SeqCst) == 0 {
+        assert!(futures::poll!(&mut running).is_pending());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // As a connection does whose client leaves.
+    caller.cancel();
+    drop(running);
+    coordinator.finish(once);
+    let seen = decides.load(Ordering::SeqCst);
+    while decides.load(Ordering::SeqCst) < seen + 3 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(coordinator.in_doubt(), 0);
+}
+
 /// A fault point per step: nothing stays locked longer than its time to live, nothing is half done.
 #[tokio::test]
 async fn a_coordinator_that_dies_at_any_step_leaves_nothing_half_done_and_nothing_locked() {
@@ -812,7 +956,7 @@ async fn a_coordinator_that_dies_at_any_step_leaves_nothing_half_done_and_nothin
         let coordinator = cluster.coordinator();
         *coordinator.dies.lock() = Some(point);
         let write = set_all(&keys(), 3);
-        let ended = coordinator.attempt(&ctx(), &write, None, 0).await;
+        let ended = coordinator.attempt(&ctx(), &write, 0).await;
         let began = Instant::now();
         let values = cluster.values(&keys()).await;
         assert!(

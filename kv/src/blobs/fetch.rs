@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::error::RETRY_AFTER_MS;
 use super::peers::Replicas;
+use super::permits::Pool;
 use super::replicated::{Inner, off_worker};
 use super::{BlobError, ChunkHash, ChunkRef};
 
@@ -48,15 +49,7 @@ impl Inner {
         chunk: ChunkRef,
     ) -> Result<Bytes, BlobError> {
         if self.store.contains(chunk) {
-            let slot = self.local_reads.take(ctx).await?;
-            let store = Arc::clone(&self.store);
-            let read = tokio::task::spawn_blocking(move || {
-                // Given back when the disk is done, not when the caller leaves.
-                let _slot = slot;
-                store.read(chunk)
-            });
-            let read = ctx.run(read).await?;
-            match read.map_err(|error| BlobError::Disk(error.to_string()))?? {
+            match self.read_here(ctx, &self.local_reads, chunk).await? {
                 Some(bytes) if bytes.len() == chunk.len as usize => {
                     self.metrics.local_reads.inc();
                     return Ok(bytes);
@@ -73,6 +66,25 @@ impl Inner {
             // The task has ended without a word: the node is stopping.
             Ok(None) | Err(_) => Err(BlobError::Stopping),
         }
+    }
+
+    /// Reads a chunk from this node's disk, with one of the slots of `pool`; `None`: it is not here,
+    /// or damaged.
+    pub(super) async fn read_here(
+        &self,
+        ctx: &Context,
+        pool: &Pool,
+        chunk: ChunkRef,
+    ) -> Result<Option<Bytes>, BlobError> {
+        let slot = pool.take(ctx).await?;
+        let store = Arc::clone(&self.store);
+        let read = tokio::task::spawn_blocking(move || {
+            // Given back when the disk is done, not when the caller leaves.
+            let _slot = slot;
+            store.read(chunk)
+        });
+        let read = ctx.run(read).await?;
+        Ok(read.map_err(|error| BlobError::Disk(error.to_string()))??)
     }
 
     /// Joins the fetch of a chunk, or begins it.

@@ -346,9 +346,9 @@ impl Inner {
         if !self.store.refresh(chunk) {
             return Ok(false);
         }
-        let store = Arc::clone(&self.store);
-        let whole = off_worker(ctx, CHUNK_BYTES, move || store.read(chunk))
-            .await??
+        let whole = self
+            .read_here(ctx, &self.local_reads, chunk)
+            .await?
             .is_some();
         if whole {
             self.metrics.duplicates.inc();

@@ -143,14 +143,7 @@ impl Inner {
         if !self.store.contains(chunk) {
             return Ok(None);
         }
-        let slot = self.serves.take(ctx).await?;
-        let store = Arc::clone(&self.store);
-        let read = tokio::task::spawn_blocking(move || {
-            let _slot = slot;
-            store.read(chunk)
-        });
-        let read = ctx.run(read).await?;
-        Ok(read.map_err(|error| BlobError::Disk(error.to_string()))??)
+        self.read_here(ctx, &self.serves, chunk).await
     }
 }
 

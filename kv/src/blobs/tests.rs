@@ -641,6 +641,27 @@ async fn local_reads_go_on_while_every_fetch_hangs() {
     cluster.shutdown().await;
 }
 
+/// A disk that hangs must not be waited for by more threads than reads may have.
+#[tokio::test]
+async fn a_chunk_that_is_put_again_is_read_within_the_bound_of_reads() {
+    let cluster = Cluster::new().await;
+    let data = body(1, 5000);
+    let chunk = cluster.put(1, &data).await.unwrap();
+    let inner = &cluster.node(1).inner;
+    let mut slots = Vec::new();
+    while let Some(slot) = inner.local_reads.try_take() {
+        slots.push(slot);
+    }
+    let short = Context::with_timeout(Duration::from_millis(50));
+    assert_eq!(
+        inner.still_here(&short, chunk).await,
+        Err(BlobError::NotApplied(Ended::Deadline))
+    );
+    slots.clear();
+    assert_eq!(inner.still_here(&seconds(5), chunk).await, Ok(true));
+    cluster.shutdown().await;
+}
+
 #[tokio::test]
 async fn chunks_of_no_size_and_of_too_much_are_refused() {
     let cluster = Cluster::new().await;

@@ -61,7 +61,7 @@ pub(super) fn sync_parent(path: &Path) -> Result<(), StorageError> {
 }
 
 /// The name under which `path` is written first.
-pub(super) fn temporary(path: &Path) -> PathBuf {
+fn temporary(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     PathBuf::from(name)

@@ -11,13 +11,15 @@
 //! ```
 //! A file is a list of blocks, each `| length u32 | crc32c u32 | bytes |`: a head that says which
 //! rows must go when it is installed, the payloads of the chunks, an empty block, and the position.
-//! It has its final name only when it is whole and synced.
+//! It has its final name only when it is whole and synced, and until then one that no other has: a
+//! new leader may send its snapshot while the old one's is still being received.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use leadline_raft::GroupId;
@@ -35,6 +37,8 @@ const CHUNK: usize = 1024 * 1024;
 const END: u32 = u32::MAX;
 /// No block of a file is larger, except its head.
 const LARGEST_BLOCK: usize = 64 * CHUNK;
+/// How many files this process has begun.
+static BEGUN: AtomicU64 = AtomicU64::new(0);
 /// A header is a list of key ranges: far less than this.
 const LARGEST_HEADER: usize = 16 * CHUNK;
 
@@ -406,8 +410,8 @@ impl Install {
     /// [`Position::state`] is from now on.
     ///
     /// # Errors
-    /// [`StorageError::BadSnapshot`]: the stream is not complete, and the old state stands. Any
-    /// other error is fatal for the group; the next open finishes the install or has the old state.
+    /// [`StorageError::BadSnapshot`]: the stream is not complete, or older than what the group has
+    /// by now; the old state stands. Any other error is fatal for the group; the next open finishes the install or has the old state.
     pub fn commit(self, state: Bytes) -> Result<(), StorageError> {
         let position = Position {
             index: self.decoder.finished()?.index,
@@ -442,8 +446,11 @@ impl FileWriter {
         group: GroupId,
         wipe: &[Range<Bytes>],
     ) -> Result<Self, StorageError> {
-        let temporary = files::temporary(path);
-        let file = File::create(&temporary).map_err(StorageError::io("create", &temporary))?;
+        let begun = BEGUN.fetch_add(1, Ordering::Relaxed);
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{begun}.part"));
+        let temporary = PathBuf::from(temporary);
+        let file = File::create_new(&temporary).map_err(StorageError::io("create", &temporary))?;
         let mut writer = Self {
             file: Some(BufWriter::with_capacity(256 * 1024, file)),
             temporary,
@@ -666,6 +673,115 @@ mod tests {
             );
         }
         group.apply(batch, position(index)).unwrap();
+    }
+
+    fn stored(group: &GroupStorage) -> Vec<(String, String)> {
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let mut found = Vec::new();
+        let mut row = |key: &[u8], value: &[u8]| {
+            found.push((text(key), text(value)));
+            true
+        };
+        group
+            .scan(b"c"..b"d", ScanOrder::Ascending, &mut row)
+            .unwrap();
+        found
+    }
+
+    /// Rows worth several chunks, all of one value that names the position.
+    fn fill(group: &GroupStorage, index: u64) -> Vec<(String, String)> {
+        let mut batch = Batch::default();
+        let value = Bytes::from(index.to_string().repeat(600_000));
+        for number in 0..6 {
+            batch.put(Bytes::from(format!("c{index}{number}")), value.clone());
+        }
+        group.apply(batch, position(index)).unwrap();
+        stored(group)
+    }
+
+    fn chunks(group: &GroupStorage, ranges: &[Range<Bytes>]) -> Vec<Bytes> {
+        let mut export = group.export(ranges).unwrap();
+        std::iter::from_fn(|| export.next_chunk().unwrap()).collect()
+    }
+
+    /// An old leader's stream goes on, or is noticed to have ended, after the new leader's began.
+    #[test]
+    fn snapshots_received_side_by_side_do_not_touch_each_other() {
+        let ranges = [Bytes::from_static(b"c")..Bytes::from_static(b"d")];
+        let sent = |index| {
+            let from = tempfile::tempdir().unwrap();
+            let source = open(from.path(), EngineKind::Memory);
+            let rows = fill(&source, index);
+            (rows, chunks(&source, &ranges))
+        };
+        let ((old_rows, old), (new_rows, new)) = (sent(4), sent(9));
+        assert!(old.len() > 3 && new.len() > 3);
+        let state = || Bytes::from_static(b"9");
+
+        for engine in [EngineKind::Fjall, EngineKind::Sled] {
+            // The old one ends early, before the new one is whole.
+            let dir = tempfile::tempdir().unwrap();
+            let group = open(dir.path(), engine);
+            let mut first = group.begin_install(&ranges).unwrap();
+            old[..3].iter().for_each(|c| first.write_chunk(c).unwrap());
+            let mut second = group.begin_install(&ranges).unwrap();
+            new.iter().for_each(|c| second.write_chunk(c).unwrap());
+            first.write_chunk(&old[3]).unwrap();
+            drop(first);
+            second.commit(state()).unwrap();
+            assert!(stored(&group) == new_rows, "{engine}");
+            assert_eq!(group.position(), Some(position(9)));
+
+            // The old one comes to its end: before the new one it counts, after it no more.
+            for late in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let group = open(dir.path(), engine);
+                let mut first = group.begin_install(&ranges).unwrap();
+                let mut second = group.begin_install(&ranges).unwrap();
+                for (old, new) in old.iter().zip(&new) {
+                    first.write_chunk(old).unwrap();
+                    second.write_chunk(new).unwrap();
+                }
+                if late {
+                    second.commit(state()).unwrap();
+                    let refused = first.commit(Bytes::from_static(b"4"));
+                    assert!(matches!(refused, Err(StorageError::BadSnapshot(_))));
+                } else {
+                    first.commit(Bytes::from_static(b"4")).unwrap();
+                    assert!(stored(&group) == old_rows, "{engine}");
+                    second.commit(state()).unwrap();
+                }
+                assert!(stored(&group) == new_rows, "{engine}");
+                assert_eq!(group.position(), Some(position(9)));
+                let left = std::fs::read_dir(dir.path().join("install")).unwrap();
+                assert_eq!(left.count(), 0);
+            }
+        }
+    }
+
+    /// Their names are never used again, so nothing else would remove them.
+    #[test]
+    fn what_a_crash_left_unfinished_is_removed_at_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = open(dir.path(), EngineKind::Sled);
+        put(&group, 4, &["c1"]);
+        group.flush(&[]).unwrap();
+        for of in ["install", "durable"] {
+            std::fs::create_dir_all(dir.path().join(of)).unwrap();
+            let path = dir.path().join(of).join("1.snap");
+            std::mem::forget(FileWriter::create(&path, GroupId(1), &[]).unwrap());
+        }
+        drop(group);
+
+        let group = open(dir.path(), EngineKind::Sled);
+        let names = |of| {
+            let names = std::fs::read_dir(dir.path().join(of)).unwrap();
+            names.map(|entry| entry.unwrap().file_name()).collect()
+        };
+        let (installs, durable): (Vec<_>, Vec<_>) = (names("install"), names("durable"));
+        assert!(installs.is_empty(), "{installs:?}");
+        assert_eq!(durable, ["1.snap"]);
+        assert_eq!(group.position(), Some(position(4)));
     }
 
     /// The crash comes after the file has its name and before, or while, the engine takes it.

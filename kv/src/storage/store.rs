@@ -4,6 +4,7 @@
 //! <dir>/fjall/  or  sled/    the engine's own files
 //! <dir>/watermark            how far each group was made durable
 //! <dir>/install/7.snap       a snapshot that group 7 is about to become; finished at open
+//!               7.snap.3.part  one being received, under a number of its own; removed at open
 //! <dir>/durable/7.snap       sled only: the group as of its last flush, synced by us
 //! <dir>/boot                 sled only: the boot it was used in, and whether it was closed
 //! ```
@@ -143,6 +144,8 @@ impl Store {
     pub fn open(dir: &Path, options: StoreOptions) -> Result<Opened, StorageError> {
         files::create_dir(dir)?;
         let pending = pending_installs(dir)?;
+        // For what a crash left unfinished there.
+        snapshots_in(&dir.join(DURABLE))?;
         let kind = options.engine;
         let engine_dir = dir.join(kind.name());
         let watermark_path = dir.join("watermark");
@@ -517,8 +520,14 @@ impl GroupStorage {
         file: FileWriter,
         position: Option<&Position>,
     ) -> Result<(), StorageError> {
-        let path = file.finish(position)?;
         let (store, group) = (&self.store, &self.group);
+        let newer = |here: &Position| position.is_some_and(|there| there.index < here.index);
+        if group.applied.lock().as_ref().is_some_and(newer) {
+            return Err(StorageError::BadSnapshot(
+                "it is older than what the group has".to_owned(),
+            ));
+        }
+        let path = file.finish(position)?;
         // Reads fail until it is done. After an error they go on failing: the next open finishes.
         group.installs.fetch_add(1, Ordering::AcqRel);
         let replace = || {

@@ -26,6 +26,7 @@ pub struct MemoryRows {
     now: Timestamp,
     random: u64,
     woken: Vec<Bytes>,
+    written: usize,
 }
 
 impl Default for MemoryRows {
@@ -36,6 +37,7 @@ impl Default for MemoryRows {
             now: Timestamp::default(),
             random: 0,
             woken: Vec::new(),
+            written: 0,
         }
     }
 }
@@ -70,6 +72,11 @@ impl MemoryRows {
     /// The keys woken since the last call.
     pub fn take_woken(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.woken)
+    }
+
+    /// Bytes of keys and values written since the last call.
+    pub fn take_written(&mut self) -> usize {
+        std::mem::take(&mut self.written)
     }
 }
 
@@ -117,14 +124,17 @@ impl Rows for MemoryRows {
     }
 
     fn put(&mut self, key: Bytes, value: Bytes) {
+        self.written += key.len() + value.len();
         self.table.insert(key, (value, self.now));
     }
 
     fn delete(&mut self, key: Bytes) {
+        self.written += key.len();
         self.table.remove(&key);
     }
 
     fn delete_range(&mut self, range: Range<Bytes>) {
+        self.written += range.start.len() + range.end.len();
         let doomed: Vec<Bytes> = self
             .table
             .range::<Bytes, _>((Bound::Included(&range.start), Bound::Excluded(&range.end)))

@@ -11,6 +11,9 @@ use crate::reply::ReplyError;
 
 /// Expired keys that one step deletes.
 const KEYS_PER_STEP: usize = 1024;
+/// Bytes of keys that one step takes on: each is written a few times over, to the rows of elements
+/// and of the index, and all of that must stay far below what one command may write.
+const KEY_BYTES_PER_STEP: usize = 1 << 20;
 /// Element rows that one step deletes.
 const ROWS_PER_STEP: usize = 4096;
 /// Dead generations that one step looks at.
@@ -30,21 +33,24 @@ pub(crate) fn sweep_expired(rows: &mut dyn Rows) -> Result<Swept, ReplyError> {
     let owned = rows.owned();
     let now_ms = rows.commit_ts().millis();
     let mut doomed: Vec<Bytes> = Vec::new();
+    let (mut bytes, mut more) = (0, false);
     for database in 0..DATABASES {
         rows.scan(
             layout::expired_index_rows(&owned.start, database, now_ms),
             ScanOrder::Ascending,
             &mut |row_key, _| {
-                doomed.push(Bytes::copy_from_slice(row_key));
-                doomed.len() <= KEYS_PER_STEP
+                more = doomed.len() == KEYS_PER_STEP || bytes >= KEY_BYTES_PER_STEP;
+                if !more {
+                    bytes += row_key.len();
+                    doomed.push(Bytes::copy_from_slice(row_key));
+                }
+                !more
             },
         )?;
-        if doomed.len() > KEYS_PER_STEP {
+        if more {
             break;
         }
     }
-    let more = doomed.len() > KEYS_PER_STEP;
-    doomed.truncate(KEYS_PER_STEP);
     for row_key in &doomed {
         let Some((database, _, key)) = layout::parse_expiry_index_row(row_key) else {
             return Err(damaged("an expiry index row"));
@@ -64,19 +70,20 @@ pub(crate) fn sweep_expired(rows: &mut dyn Rows) -> Result<Swept, ReplyError> {
 pub(crate) fn sweep_generations(rows: &mut dyn Rows) -> Result<Swept, ReplyError> {
     let owned = rows.owned();
     let mut dead: Vec<(Bytes, Bytes)> = Vec::new();
+    let (mut bytes, mut more) = (0, false);
     rows.scan(
         layout::dead_generation_rows(&owned.start),
         ScanOrder::Ascending,
         &mut |row_key, kind| {
-            dead.push((Bytes::copy_from_slice(row_key), kind.clone()));
-            dead.len() <= GENERATIONS_PER_STEP
+            more = dead.len() == GENERATIONS_PER_STEP || bytes >= KEY_BYTES_PER_STEP;
+            if !more {
+                bytes += row_key.len();
+                dead.push((Bytes::copy_from_slice(row_key), kind.clone()));
+            }
+            !more
         },
     )?;
-    let mut swept = Swept {
-        removed: 0,
-        more: dead.len() > GENERATIONS_PER_STEP,
-    };
-    dead.truncate(GENERATIONS_PER_STEP);
+    let mut swept = Swept { removed: 0, more };
     for (row_key, kind) in dead {
         let (Some((generation, prefix)), Some(kind)) = (
             layout::parse_dead_generation_row(&row_key),

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use leadline_kv::executor::LARGEST_COMMAND;
 
 use super::{Ours, Value, same_as_redis, words};
 use crate::rows::invariants;
@@ -216,6 +217,42 @@ fn sweeping_deletes_expired_keys_in_bounded_steps_until_there_is_no_more() {
     }
     assert_eq!(removed, [1024, 1024, 352]);
     assert_eq!(invariants::check(&mut ours.rows).keys, 2);
+}
+
+/// Runs `step` until there is no more to do, each time within what one command may write.
+fn sweep_all(ours: &mut Ours, step: &str) -> usize {
+    let mut steps = 0;
+    loop {
+        ours.rows.take_written();
+        let swept = ours.call(step);
+        let written = ours.rows.take_written();
+        assert!(written < LARGEST_COMMAND / 2, "{step}: {written} bytes");
+        steps += 1;
+        if swept.items()[1].integer() == Some(0) {
+            return steps;
+        }
+    }
+}
+
+/// A step that wrote more than the store takes at once would fail as a whole, each time anew.
+#[test]
+fn sweeping_gets_past_any_number_of_long_keys() {
+    let mut ours = Ours::at_millis(1_000);
+    for key in 0..1024 {
+        ours.call(&format!("SET {key:016384} v PX 1"));
+    }
+    ours.call("SET short v PX 100");
+    ours.set_millis(5_000);
+    assert!(sweep_all(&mut ours, "SWEEP.EXPIRED") > 1);
+    assert_eq!(invariants::check(&mut ours.rows).keys, 0);
+
+    for key in 0..64 {
+        ours.call(&format!("ZADD {key:060000} 1 m"));
+        ours.call(&format!("DEL {key:060000}"));
+    }
+    assert_eq!(invariants::check(&mut ours.rows).dead_elements, 128);
+    assert!(sweep_all(&mut ours, "SWEEP.GENERATIONS") > 1);
+    assert_eq!(invariants::check(&mut ours.rows).dead_elements, 0);
 }
 
 fn scan_all(ours: &mut Ours, rest: &str, mut between: impl FnMut(&mut Ours)) -> Vec<Bytes> {

@@ -1,7 +1,7 @@
 //! Lifecycle rules, in bounded steps by the leader of each shard: expiry of objects and of older
 //! versions, and the end of uploads that nobody completes.
 //!
-//! A pass begins every [`EVERY`]; a step looks at [`LOOKED_AT`] rows and says where the next one goes
+//! A pass begins every [`EVERY`]; a step looks at so many rows or bytes ([`Budget`]) and says where the next one goes
 //! on. Where a pass stands is the leader's memory only: a new leader begins again, and finds nothing
 //! left where the old one was.
 
@@ -28,6 +28,9 @@ use crate::rows::{
 const EVERY: Duration = Duration::from_secs(60);
 /// Rows that one step looks at.
 const LOOKED_AT: usize = 1000;
+/// Bytes of them. What expires may be written anew as an older version, and all of that must stay
+/// far below what one command may write.
+const BYTES_LOOKED_AT: usize = 2 << 20;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -123,6 +126,24 @@ impl Operation for Step {
     }
 }
 
+/// What a step may still look at.
+struct Budget {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Budget {
+    fn is_spent(&self) -> bool {
+        self.rows == 0 || self.bytes == 0
+    }
+
+    /// The last row may be larger than what is left.
+    fn spend(&mut self, bytes: usize) {
+        self.rows -= 1;
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
 /// Does one step; gives where the next goes on, if it does.
 pub(super) fn evaluate(
     rows: &mut dyn Rows,
@@ -132,8 +153,11 @@ pub(super) fn evaluate(
     let owned = rows.owned();
     let end = all.end.min(owned.end);
     let mut at = step.after.clone().max(all.start).max(owned.start);
-    let mut budget = LOOKED_AT;
-    while budget > 0 && at < end {
+    let mut budget = Budget {
+        rows: LOOKED_AT,
+        bytes: BYTES_LOOKED_AT,
+    };
+    while !budget.is_spent() && at < end {
         let mut first = None;
         rows.scan(
             at.clone()..end.clone(),
@@ -159,7 +183,7 @@ pub(super) fn evaluate(
         let keys = BucketKeys::new(&name);
         at = match with_rules(rows, &keys)? {
             None => {
-                budget -= 1;
+                budget.spend(0);
                 keys.all().end
             }
             Some((bucket, rules)) => {
@@ -212,7 +236,7 @@ fn walk(
     on: &mut On<'_>,
     rules: &[LifecycleRule],
     at: Bytes,
-    budget: &mut usize,
+    budget: &mut Budget,
 ) -> Result<Bytes, Stop> {
     let now_ms = on.rows.commit_ts().millis();
     for region in [Region::Objects, Region::Versions, Region::Uploads] {
@@ -224,10 +248,10 @@ fn walk(
         let mut seen = Vec::new();
         on.rows
             .scan(from..range.end, ScanOrder::Ascending, &mut |key, row| {
-                if *budget == 0 {
+                if budget.is_spent() {
                     return false;
                 }
-                *budget -= 1;
+                budget.spend(key.len() + row.len());
                 seen.push((Bytes::copy_from_slice(key), row.clone()));
                 true
             })?;
@@ -238,7 +262,7 @@ fn walk(
                 _ => end_upload(on, rules, now_ms, row_key, row)?,
             }
         }
-        if *budget == 0 {
+        if budget.is_spent() {
             let last = seen.last().map_or(at, |(row_key, _)| after(row_key));
             return Ok(last);
         }

@@ -171,8 +171,16 @@ pub struct GroupStatus {
     pub leader: Option<LeaderId>,
     /// This node leads and a quorum has acknowledged it within an election timeout.
     pub leading: bool,
+    /// This node leads, or has heard from its leader within an election timeout. A follower that is
+    /// cut off goes on naming its `leader`.
+    #[serde(default)]
+    pub in_contact: bool,
     pub last_log_index: LogIndex,
+    /// What this node has of what is committed.
     pub commit_index: LogIndex,
+    /// What it has heard to be committed; more than `commit_index` while it catches up.
+    #[serde(default)]
+    pub heard_commit_index: LogIndex,
     pub last_applied: LogIndex,
     pub snapshot_index: LogIndex,
     pub peers: Vec<PeerStatus>,

@@ -142,6 +142,8 @@ impl Placement for Everywhere {
 struct Rows {
     named: Mutex<BTreeSet<ChunkRef>>,
     unreadable: AtomicBool,
+    /// This node may have missed what the others committed.
+    out_of_contact: AtomicBool,
     applied: AtomicU64,
     walks: AtomicUsize,
     /// Called when a walk has its view, before it shows anything.
@@ -150,7 +152,7 @@ struct Rows {
 
 impl Manifests for Rows {
     fn settled(&self) -> bool {
-        true
+        !self.out_of_contact.load(Ordering::SeqCst)
     }
 
     fn applied(&self, group: GroupId) -> Option<LogIndex> {
@@ -467,6 +469,34 @@ async fn collection_takes_what_no_row_names_after_the_grace_and_nothing_else() {
     store.advance(10);
     upkeep.walk().await.unwrap();
     assert!(!store.contains(named) && !store.contains(young));
+    cluster.shutdown().await;
+}
+
+/// A row that names the chunk may have been acknowledged by the others meanwhile.
+#[tokio::test]
+async fn a_node_out_of_contact_collects_nothing_however_long_it_lasts() {
+    let cluster = Cluster::new().await;
+    let orphan = cluster.put(1, &body(1, 5000)).await.unwrap();
+    cluster.stragglers().await;
+    let store = Arc::clone(&cluster.node(1).inner.store);
+    let upkeep = cluster.upkeep(1);
+    let pass = async |seconds: u32| {
+        let time = Duration::from_secs(seconds.into());
+        let counting = tokio::time::timeout(time, upkeep.count_time());
+        assert!(counting.await.is_err(), "it counts for ever");
+        upkeep.walk().await.unwrap().collected
+    };
+    tokio::time::pause();
+
+    cluster.rows.out_of_contact.store(true, Ordering::SeqCst);
+    assert_eq!(pass(3 * GRACE_SECONDS).await, 0);
+    cluster.rows.out_of_contact.store(false, Ordering::SeqCst);
+    assert_eq!(pass(GRACE_SECONDS / 2).await, 0, "a whole grace is due");
+    assert!(store.contains(orphan));
+    assert_eq!(pass(GRACE_SECONDS).await, 1);
+    assert!(!store.contains(orphan));
+
+    tokio::time::resume();
     cluster.shutdown().await;
 }
 

@@ -5,9 +5,10 @@
 //! After a walk that saw everything, chunks not needed for a whole [`GRACE`] are forgotten.
 //!
 //! # Why nothing that is needed is collected
-//! 1. *Ages count good time only.* The clock of ages runs while every group here has a leader and
-//!    has applied what was committed a moment ago. So it stands still while a manifest could be
-//!    waiting in a log for a quorum to return, and no wall clock is asked.
+//! 1. *Ages count good time only.* The clock of ages runs while every group here is led, by this
+//!    node with a quorum or by one that was heard a moment ago, and has applied what was heard to be
+//!    committed then. So it stands still while a manifest could be waiting in a log for a quorum to
+//!    return, or have committed without this node, and no wall clock is asked.
 //! 2. A manifest is proposed within [`super::FRESH`] of the put or adoption of each chunk it names,
 //!    evaluated within its deadline, and applied here within the lag that (1) allows. That is much
 //!    less than `GRACE`, so its chunks are still young when the first walk can see it.
@@ -53,8 +54,8 @@ const SCRUB_FIRST: Duration = Duration::from_secs(600);
 
 /// The manifests among this node's rows.
 pub(crate) trait Manifests: Send + Sync + 'static {
-    /// Whether every group of this node has a leader and has applied all that was committed when
-    /// this was asked last. Asked about once a second.
+    /// Whether every group of this node is in contact with a leader and has applied all that was
+    /// heard to be committed when this was asked last. Asked about once a second.
     fn settled(&self) -> bool;
 
     /// How far the rows of `group` are applied here; `None` if they are not here.
@@ -169,7 +170,7 @@ impl Upkeep {
         }
     }
 
-    async fn count_time(&self) {
+    pub(super) async fn count_time(&self) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -179,6 +180,12 @@ impl Upkeep {
                 self.inner.store.advance(1);
             }
         }
+    }
+
+    /// For how long chunks have aged, and whether they do.
+    #[cfg(test)]
+    pub(crate) fn ages(&self) -> (u32, bool) {
+        (self.inner.store.now(), self.manifests.settled())
     }
 
     async fn walk_for_ever(&self, every: Duration) {

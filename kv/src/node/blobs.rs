@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use leadline_raft::engine::{Engine, LeaderView, Leadership, Membership, Role, Status};
+use leadline_raft::engine::{Engine, Membership, Role, Status};
 use leadline_raft::{Context, GroupId, LogIndex, NodeId};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -74,7 +74,7 @@ struct NodeRows {
     core: Arc<Core>,
     rows: Arc<Store>,
     references: Vec<Arc<dyn ChunkReferences>>,
-    /// How far each group was committed when [`Manifests::settled`] was asked last.
+    /// How far each group was heard to be committed when [`Manifests::settled`] was asked last.
     committed: Mutex<HashMap<GroupId, u64>>,
 }
 
@@ -135,10 +135,9 @@ impl Manifests for NodeRows {
         let mut settled = true;
         for group in self.core.raft.groups() {
             let status = group.status();
-            let led = !matches!(group.leadership(), Leadership::Unknown);
-            let before = committed.insert(status.group, status.commit_index.0);
+            let before = committed.insert(status.group, status.heard_commit_index.0);
             let applied = before.is_some_and(|before| status.last_applied.0 >= before);
-            settled &= led && applied && status.stopped.is_none();
+            settled &= status.in_contact && applied && status.stopped.is_none();
         }
         settled
     }

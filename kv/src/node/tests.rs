@@ -346,6 +346,39 @@ async fn chunks_are_where_their_rows_are() {
     first.stop().await;
 }
 
+/// It follows the leader it had for as long as it is alone; the others may have acknowledged a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_do_not_age_on_a_node_that_is_cut_off() {
+    let first = Served::open(Bootstrap::New { shards: 1 }).await;
+    let join = || Bootstrap::Join {
+        seeds: vec![first.address.clone()],
+    };
+    let (second, third) = (Served::open(join()).await, Served::open(join()).await);
+    first.replicated(3).await;
+    // Two groups, so one of three nodes leads none.
+    let mut nodes = vec![first, second, third];
+    let leads = |node: &Served| node.node.status().groups.iter().any(|group| group.leading);
+    let alone = nodes.iter().position(|node| !leads(node)).unwrap();
+    let alone = nodes.remove(alone);
+    let (aged, _) = alone.node.upkeep.ages();
+    until(|| alone.node.upkeep.ages().0 > aged).await;
+
+    let (other, last) = (nodes.pop().unwrap(), nodes.pop().unwrap());
+    let (other, last) = tokio::join!(other.kill(), last.kill());
+    until(|| !alone.node.upkeep.ages().1).await;
+    let (aged, _) = alone.node.upkeep.ages();
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(alone.node.upkeep.ages(), (aged, false));
+    }
+
+    let back = Served::open_in(other, Bootstrap::Existing).await.unwrap();
+    until(|| alone.node.upkeep.ages().0 > aged).await;
+    drop(last);
+    back.kill().await;
+    alone.kill().await;
+}
+
 /// A voter counts as one that has the chunks its rows name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_replica_votes_once_it_has_the_chunks_that_its_rows_name() {

@@ -71,6 +71,8 @@ pub struct Group {
     reads: ReadIndexQueue,
     pending: Arc<Pending>,
     leadership: watch::Sender<Leadership>,
+    /// When a leader's message was taken last.
+    heard: Mutex<Option<Instant>>,
     /// Until when this node neither votes nor campaigns.
     pub(super) hold_until: Mutex<Option<Instant>>,
     /// The term whose leadership was given away, and until when somebody must have taken it.
@@ -134,6 +136,7 @@ impl Group {
             reads: ReadIndexQueue::default(),
             pending: Pending::new(settings.bounds),
             leadership: watch::channel(Leadership::Unknown).0,
+            heard: Mutex::default(),
             hold_until: Mutex::default(),
             given_away: Mutex::default(),
             stopped: Mutex::default(),
@@ -410,6 +413,22 @@ impl Group {
         }
     }
 
+    /// Notes that a message of the leader has come, and was taken.
+    pub(super) fn hears_its_leader(&self) {
+        *self.heard.lock() = Some(Instant::now());
+    }
+
+    fn in_contact(&self, leadership: Leadership) -> bool {
+        match leadership {
+            Leadership::Leader(_) => true,
+            Leadership::Follower { .. } => {
+                let heard = *self.heard.lock();
+                heard.is_some_and(|at| at.elapsed() < self.settings.timing.election_max)
+            }
+            Leadership::Unknown => false,
+        }
+    }
+
     pub(super) fn running(&self) -> Result<Arc<Raft>, RaftError> {
         self.raft.load_full().ok_or_else(|| self.why_stopped())
     }
@@ -634,8 +653,10 @@ impl Status for Group {
             term: Term(0),
             leader: known(leadership),
             leading: matches!(leadership, Leadership::Leader(_)),
+            in_contact: self.in_contact(leadership),
             last_log_index: LogIndex(0),
             commit_index: LogIndex(0),
+            heard_commit_index: LogIndex(0),
             last_applied: self.applied.index(),
             snapshot_index: LogIndex(0),
             peers: Vec::new(),
@@ -656,6 +677,8 @@ impl Status for Group {
         status.last_log_index = LogIndex(metrics.last_log_index.unwrap_or(0));
         let commit = metrics.local_committed.as_ref().map_or(0, LogId::index);
         status.commit_index = LogIndex(commit);
+        let heard = metrics.cluster_committed.as_ref().map_or(0, LogId::index);
+        status.heard_commit_index = LogIndex(heard.max(commit));
         let snapshot = metrics.snapshot.as_ref().map_or(0, LogId::index);
         status.snapshot_index = LogIndex(snapshot);
         let now = Instant::now();

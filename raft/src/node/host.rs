@@ -330,11 +330,16 @@ impl Inbound for Inbox {
         let host = self.host();
         within(ctx, async move {
             let host = host?;
-            let raft = match host.group(group) {
-                Some(group) => group.running().map_err(refused)?,
-                None => host.learn(group).await?.running().map_err(refused)?,
+            let group = match host.group(group) {
+                Some(group) => group,
+                None => host.learn(group).await?,
             };
-            raft.append_entries(request).await.map_err(refused)
+            let raft = group.running().map_err(refused)?;
+            let reply = raft.append_entries(request).await.map_err(refused)?;
+            if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
+                group.hears_its_leader();
+            }
+            Ok(reply)
         })
     }
 

@@ -34,6 +34,7 @@ struct Shared {
     current: Mutex<State>,
     durable: Mutex<State>,
     failing: Mutex<u32>,
+    no_installs: Mutex<bool>,
 }
 
 /// The state of one group: the payloads applied so far. The response to an entry is its payload.
@@ -65,6 +66,11 @@ impl MemoryMachine {
     /// Lets the next `count` applies fail with a storage error.
     pub fn fail_applies(&self, count: u32) {
         *self.shared.failing.lock() = count;
+    }
+
+    /// Refuses snapshots from now on, or takes them again.
+    pub fn refuse_installs(&self, refuse: bool) {
+        *self.shared.no_installs.lock() = refuse;
     }
 }
 
@@ -115,6 +121,9 @@ impl StateMachine for MemoryMachine {
     }
 
     fn begin_install(&self) -> Result<Box<dyn SnapshotSink>, StateError> {
+        if *self.shared.no_installs.lock() {
+            return Err(failure("told to refuse"));
+        }
         Ok(Box::new(MemorySink {
             shared: self.shared.clone(),
             state: State::default(),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::cluster::{Cluster, GROUP, ctx};
 use crate::engine::{
-    LeaderView, Leadership, Membership, Proposer, ReadMode, Role, StateMachines, Status,
+    LeaderView, Leadership, Membership, Proposer, ReadMode, Role, StateMachines, Status, Timing,
 };
 use crate::node::group::Group;
 use crate::{Context, LeaderId, NodeId, RaftError};
@@ -197,6 +197,35 @@ async fn an_isolated_leader_is_no_leader_within_an_election_timeout_and_ends_wha
         cluster.machine(1).indexed_payloads(),
         cluster.machine(new).indexed_payloads()
     );
+    cluster.stop_all().await;
+}
+
+/// It still names the leader it had, which it would also have to redirect clients to.
+#[tokio::test(start_paused = true)]
+async fn a_follower_that_is_cut_off_knows_it_within_an_election_timeout() {
+    let cluster = Cluster::of(3, ReadMode::ReadIndex).await;
+    cluster.propose(1, "before").await.unwrap();
+    cluster.applies(3, "before").await;
+    let in_contact = |node| cluster.group(node).status().in_contact;
+    assert!((1..=3).all(in_contact));
+
+    cluster.isolate(3);
+    tokio::time::sleep(Timing::default().election_max).await;
+    for _ in 0..600 {
+        assert!(in_contact(1) && in_contact(2) && !in_contact(3));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(cluster.group(3).status().leader, Some(leader(&cluster, 1)));
+
+    cluster.heal();
+    cluster.propose_until_applied(1, "after").await;
+    cluster.applies(3, "after").await;
+    assert!(in_contact(3));
+
+    // Nor is a leader in contact with its group once a quorum does not answer.
+    cluster.isolate(1);
+    tokio::time::sleep(Timing::default().election_max).await;
+    assert!(!in_contact(1));
     cluster.stop_all().await;
 }
 
@@ -452,6 +481,41 @@ async fn a_learner_behind_the_purged_log_catches_up_by_snapshot() {
     cluster.propose_until_applied(1, "again").await;
     cluster.applies(2, "again").await;
     assert_eq!(cluster.machine(2).payloads(), cluster.machine(1).payloads());
+    cluster.stop_all().await;
+}
+
+/// It hears its leader all the time, so its own commit index says nothing.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_waits_for_its_snapshot_knows_that_it_lags() {
+    let mut cluster = Cluster::of(1, ReadMode::ReadIndex).await;
+    let big = "x".repeat(16 << 10);
+    for n in 0..300 {
+        cluster.propose(1, &format!("{n} {big}")).await.unwrap();
+    }
+    // Upkeep flushes and purges down to the tail of one MiB.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    cluster.start(2).await;
+    cluster.machine(2).refuse_installs(true);
+    let address = "node-2".to_owned();
+    let joined = cluster
+        .group(1)
+        .add_learner(&ctx(), NodeId(2), address)
+        .await;
+    joined.unwrap();
+    let committed = cluster.group(1).status().commit_index;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let lags = cluster.group(2).status();
+    assert!(lags.in_contact);
+    assert_eq!(lags.heard_commit_index, committed);
+    assert!(lags.last_applied < committed);
+
+    cluster.machine(2).refuse_installs(false);
+    cluster.propose(1, "last").await.unwrap();
+    cluster.applies(2, "last").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let there = cluster.group(2).status();
+    assert!(there.last_applied >= there.heard_commit_index);
+    assert_eq!(there.heard_commit_index, there.commit_index);
     cluster.stop_all().await;
 }
 

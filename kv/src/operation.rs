@@ -76,7 +76,8 @@ pub trait Operation: Send + Sync + fmt::Debug + 'static {
 
     fn route(&self) -> Route<'_>;
 
-    /// Bytes this operation holds in memory while it waits, for the memory budget.
+    /// Bytes this operation holds in memory while it waits, for the memory budget. At least what
+    /// [`Self::encode`] appends.
     fn size(&self) -> usize;
 
     /// Does the work: rows in, effects and a reply out. Runs on a thread that may block on storage,

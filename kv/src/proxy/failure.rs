@@ -2,6 +2,7 @@
 
 use leadline_raft::{Ended, NodeId};
 
+use super::REPLY_TOO_LARGE;
 use crate::coordinator::Reply;
 use crate::wire::failure::Kind;
 use crate::wire::{Failure, forward_reply::Outcome};
@@ -15,6 +16,14 @@ pub(super) fn outcome_of(reply: Reply) -> Outcome {
         Ok(reply) => Outcome::Reply(reply),
         Err(error) => Outcome::Failure(failure_of(&error)),
     }
+}
+
+/// In place of a reply that no message takes.
+pub(super) fn reply_too_large() -> Outcome {
+    Outcome::Failure(Failure {
+        kind: Kind::ReplyTooLarge.into(),
+        ..Failure::default()
+    })
 }
 
 fn failure_of(error: &KvError) -> Failure {
@@ -48,17 +57,18 @@ fn failure_of(error: &KvError) -> Failure {
     }
 }
 
-pub(super) fn reply_of(outcome: Outcome) -> Reply {
+/// The reply to a request that was a read, or to one that was not.
+pub(super) fn reply_of(outcome: Outcome, read: bool) -> Reply {
     match outcome {
         Outcome::Reply(reply) => Ok(reply),
-        Outcome::Failure(failure) => Err(error_of(failure)),
+        Outcome::Failure(failure) => Err(error_of(failure, read)),
         Outcome::Watching(_) | Outcome::Woken(_) => {
             Err(KvError::Unknown("the leader answered something else"))
         }
     }
 }
 
-fn error_of(failure: wire::Failure) -> KvError {
+fn error_of(failure: wire::Failure, read: bool) -> KvError {
     match failure.kind() {
         Kind::NoLeader => KvError::NoLeader {
             leader: (failure.leader != 0).then_some(NodeId(failure.leader)),
@@ -74,6 +84,9 @@ fn error_of(failure: wire::Failure) -> KvError {
         Kind::Storage => KvError::Storage(failure.text),
         // Not applied there: another node will lead.
         Kind::Stopping => KvError::NoLeader { leader: None },
+        Kind::ReplyTooLarge if read => KvError::Invalid(REPLY_TOO_LARGE.to_owned()),
+        // It was evaluated, and what it wrote stands.
+        Kind::ReplyTooLarge => KvError::Unknown(REPLY_TOO_LARGE),
         // A kind of a newer version says nothing we may rely on.
         Kind::Unknown | Kind::Unspecified => KvError::Unknown(UNKNOWN),
     }
@@ -104,9 +117,12 @@ mod tests {
             KvError::Stopping,
         ];
         for error in errors {
-            let back = error_of(failure_of(&error));
+            let back = error_of(failure_of(&error), false);
             assert_eq!(back.outcome(), error.outcome(), "{error}");
         }
-        assert_eq!(error_of(Failure::default()).outcome(), Effects::Unknown);
+        assert_eq!(
+            error_of(Failure::default(), false).outcome(),
+            Effects::Unknown
+        );
     }
 }

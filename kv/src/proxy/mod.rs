@@ -45,8 +45,11 @@ use crate::executor::Once;
 use crate::metrics::{CoordinatorMetrics, PeerLabel};
 use crate::{KvError, Operation, wire};
 
-/// The largest message between nodes: above the largest batch of requests or replies.
+/// The largest message between nodes.
 pub(crate) const MOST_MESSAGE_BYTES: usize = 256 << 20;
+/// The largest request, watch or reply that is carried (255 MiB): it goes alone, and what is left
+/// is for its frame and for cancels.
+const MOST_CARRIED_BYTES: usize = MOST_MESSAGE_BYTES - MESSAGE_BYTES;
 
 /// Requests and bytes that may wait for one peer's stream.
 const MOST_WAITING: usize = 16 * 1024;
@@ -55,13 +58,18 @@ const MOST_WAITING_BYTES: usize = 64 << 20;
 const MOST_HANDED: usize = 64 * 1024;
 /// After this many timeouts without an answer between them the breaker opens.
 const TIMEOUTS: u32 = 16;
-/// A message takes this many requests or bytes, whatever comes first.
-const MESSAGE_REQUESTS: usize = 1024;
+/// A message takes this many requests or replies and bytes, or a larger one alone.
+const MESSAGE_ITEMS: usize = 1024;
 const MESSAGE_BYTES: usize = 1 << 20;
+
+/// What a key of a watch takes beside its own bytes.
+const KEY_FRAME_BYTES: usize = 8;
 
 const BROKEN: &str = "the connection to the leader's node broke";
 const DEADLINE: &str = "the deadline passed while the leader's node had the write";
 const GONE: &str = "the caller left while the leader's node had the write";
+const REPLY_TOO_LARGE: &str = "the reply is over the limit of 255 MiB between nodes: \
+     ask for less at a time, or ask the leader's node";
 
 /// How a stream to a peer is opened.
 pub(crate) trait PeerTransport: Send + Sync + 'static {
@@ -93,31 +101,32 @@ struct Table {
 /// One request or watch, at a peer or on its way there.
 struct Entry {
     node: NodeId,
+    group: GroupId,
+    /// What to send; taken when it is handed over.
+    message: Option<Message>,
+    /// Bytes of the message, at least.
+    size: usize,
     handed: bool,
     read: bool,
     body: Body,
 }
 
-enum Body {
+enum Message {
     Operation {
-        /// What to send; taken when it is handed over.
-        message: Option<Message>,
-        reply: oneshot::Sender<Reply>,
+        ctx: Context,
+        operation: Arc<dyn Operation>,
+        once: Option<Once>,
+        after_mine: bool,
     },
+    Watch(Vec<Bytes>),
+}
+
+enum Body {
+    Operation(oneshot::Sender<Reply>),
     Watch {
-        message: Option<(GroupId, Vec<Bytes>)>,
         placed: Option<oneshot::Sender<Result<(), KvError>>>,
         wake: Option<oneshot::Sender<()>>,
     },
-}
-
-struct Message {
-    ctx: Context,
-    group: GroupId,
-    operation: Arc<dyn Operation>,
-    once: Option<Once>,
-    after_mine: bool,
-    size: usize,
 }
 
 /// What waits for one peer's stream.
@@ -178,6 +187,9 @@ impl LeaderProxy {
         let (reply, received) = oneshot::channel();
         let size = request.operation.size();
         let read = request.read();
+        if size > MOST_CARRIED_BYTES {
+            return Some(PendingReply::ready(Err(too_large(size))));
+        }
         let number = {
             let mut table = self.table.lock();
             let table = &mut *table;
@@ -196,24 +208,22 @@ impl LeaderProxy {
             }
             table.next += 1;
             let number = table.next;
-            let message = Message {
+            let message = Message::Operation {
                 ctx: request.ctx.clone(),
-                group,
                 operation: Arc::clone(&request.operation),
                 once: request.once,
                 after_mine: request.after_mine,
-                size,
             };
             table.entries.insert(
                 number,
                 Entry {
                     node,
+                    group,
+                    message: Some(message),
+                    size,
                     handed: false,
                     read,
-                    body: Body::Operation {
-                        message: Some(message),
-                        reply,
-                    },
+                    body: Body::Operation(reply),
                 },
             );
             peer.queue.push_back(number);
@@ -245,6 +255,10 @@ impl LeaderProxy {
     ) -> Result<KeyWatch, KvError> {
         let (wake, watch) = KeyWatch::new();
         let (placed, confirmation) = oneshot::channel();
+        let size = keys.iter().map(|key| key.len() + KEY_FRAME_BYTES).sum();
+        if size > MOST_CARRIED_BYTES {
+            return Err(too_large(size));
+        }
         let registration = {
             let mut table = self.table.lock();
             let table = &mut *table;
@@ -263,16 +277,19 @@ impl LeaderProxy {
                 number,
                 Entry {
                     node,
+                    group,
+                    message: Some(Message::Watch(keys)),
+                    size,
                     handed: false,
                     read: true,
                     body: Body::Watch {
-                        message: Some((group, keys)),
                         placed: Some(placed),
                         wake: Some(wake),
                     },
                 },
             );
             peer.queue.push_back(number);
+            peer.queue_bytes += size;
             peer.work.notify_one();
             Registration {
                 proxy: Arc::clone(self),
@@ -291,65 +308,38 @@ impl LeaderProxy {
     /// The next message for `node`, if something waits for it.
     fn next_message(&self, node: NodeId) -> Option<wire::ForwardRequests> {
         let mut taken = Vec::new();
-        let mut watches = Vec::new();
         let cancels = {
             let mut table = self.table.lock();
             let table = &mut *table;
             let peer = table.peers.get_mut(&node)?;
             let mut bytes = 0;
-            while taken.len() + watches.len() < MESSAGE_REQUESTS && bytes < MESSAGE_BYTES {
-                let Some(number) = peer.queue.pop_front() else {
-                    break;
-                };
-                // Given up while it waited: never sent.
-                let Some(entry) = table.entries.get_mut(&number) else {
-                    continue;
-                };
-                entry.handed = true;
-                peer.handed += 1;
-                match &mut entry.body {
-                    Body::Operation { message, .. } => {
-                        if let Some(message) = message.take() {
-                            bytes += message.size;
-                            peer.queue_bytes = peer.queue_bytes.saturating_sub(message.size);
-                            taken.push((number, message));
-                        }
+            while taken.len() < MESSAGE_ITEMS
+                && let Some(&number) = peer.queue.front()
+            {
+                // Absent: given up while it waited, and never sent.
+                if let Some(entry) = table.entries.get_mut(&number) {
+                    if !taken.is_empty() && bytes + entry.size > MESSAGE_BYTES {
+                        break;
                     }
-                    Body::Watch { message, .. } => {
-                        watches.extend(message.take().map(|(group, keys)| (number, group, keys)));
-                    }
+                    bytes += entry.size;
+                    peer.queue_bytes = peer.queue_bytes.saturating_sub(entry.size);
+                    peer.handed += 1;
+                    entry.handed = true;
+                    taken.extend(entry.message.take().map(|it| (number, entry.group, it)));
                 }
+                peer.queue.pop_front();
             }
             std::mem::take(&mut peer.cancels)
         };
-        if taken.is_empty() && watches.is_empty() && cancels.is_empty() {
+        if taken.is_empty() && cancels.is_empty() {
             return None;
         }
         // Encoded outside the lock.
-        let mut requests = Vec::with_capacity(taken.len() + watches.len());
         let mut buffer = BytesMut::new();
-        for (number, message) in taken {
-            message.operation.encode(&mut buffer);
-            requests.push(wire::ForwardRequest {
-                number,
-                group: message.group.0,
-                remaining_us: u64::try_from(message.ctx.remaining().as_micros())
-                    .unwrap_or(u64::MAX),
-                door: u32::from(message.operation.door() as u8),
-                operation: buffer.split().freeze(),
-                id: message.once.map(wire::RequestId::from),
-                after_mine: message.after_mine,
-                watch: Vec::new(),
-            });
-        }
-        for (number, group, keys) in watches {
-            requests.push(wire::ForwardRequest {
-                number,
-                group: group.0,
-                watch: keys,
-                ..wire::ForwardRequest::default()
-            });
-        }
+        let requests = taken
+            .into_iter()
+            .map(|(number, group, message)| message.encode(number, group, &mut buffer))
+            .collect();
         Some(wire::ForwardRequests {
             requests,
             cancels,
@@ -391,13 +381,13 @@ impl LeaderProxy {
                 };
                 debug_assert_eq!(entry.node, node);
                 settled.push(match entry.body {
-                    Body::Operation { reply, .. } => {
-                        Settled::Reply(reply, failure::reply_of(outcome))
+                    Body::Operation(reply) => {
+                        Settled::Reply(reply, failure::reply_of(outcome, entry.read))
                     }
-                    Body::Watch { placed, wake, .. } => match placed {
+                    Body::Watch { placed, wake } => match placed {
                         Some(placed) => Settled::Placed(
                             placed,
-                            Err(failure::reply_of(outcome)
+                            Err(failure::reply_of(outcome, entry.read)
                                 .err()
                                 .unwrap_or(KvError::NoLeader { leader: None })),
                         ),
@@ -481,7 +471,7 @@ impl LeaderProxy {
         };
         for entry in entries {
             match entry.body {
-                Body::Operation { reply, .. } => {
+                Body::Operation(reply) => {
                     let error = if entry.handed && !entry.read {
                         KvError::Unknown(BROKEN)
                     } else {
@@ -535,16 +525,48 @@ impl Table {
         if let Some(peer) = self.peers.get_mut(&entry.node) {
             if entry.handed {
                 peer.handed = peer.handed.saturating_sub(1);
-            } else if let Body::Operation {
-                message: Some(message),
-                ..
-            } = &entry.body
-            {
-                peer.queue_bytes = peer.queue_bytes.saturating_sub(message.size);
+            } else {
+                peer.queue_bytes = peer.queue_bytes.saturating_sub(entry.size);
             }
         }
         Some(entry)
     }
+}
+
+impl Message {
+    fn encode(self, number: u64, group: GroupId, buffer: &mut BytesMut) -> wire::ForwardRequest {
+        let request = wire::ForwardRequest {
+            number,
+            group: group.0,
+            ..wire::ForwardRequest::default()
+        };
+        match self {
+            Self::Operation {
+                ctx,
+                operation,
+                once,
+                after_mine,
+            } => {
+                operation.encode(buffer);
+                wire::ForwardRequest {
+                    remaining_us: u64::try_from(ctx.remaining().as_micros()).unwrap_or(u64::MAX),
+                    door: u32::from(operation.door() as u8),
+                    operation: buffer.split().freeze(),
+                    id: once.map(wire::RequestId::from),
+                    after_mine,
+                    ..request
+                }
+            }
+            Self::Watch(watch) => wire::ForwardRequest { watch, ..request },
+        }
+    }
+}
+
+fn too_large(size: usize) -> KvError {
+    KvError::Invalid(format!(
+        "a request of {size} bytes is over the limit of {MOST_CARRIED_BYTES} between nodes: \
+         send less at a time, or ask the leader's node"
+    ))
 }
 
 /// A watch at another node; dropping it takes it back.

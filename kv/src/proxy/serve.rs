@@ -1,6 +1,6 @@
 //! The other side of the leader proxy: evaluates what peers forward, if this node leads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,12 +10,14 @@ use std::time::Duration;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, Stream, StreamExt};
 use leadline_raft::{Context, GroupId};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status, Streaming};
 
-use super::failure::outcome_of;
+use super::failure::{outcome_of, reply_too_large};
+use super::{MESSAGE_BYTES, MESSAGE_ITEMS, MOST_CARRIED_BYTES};
 use crate::coordinator::{KeyWatch, PendingReply, ShardedCoordinator};
 use crate::executor::Once;
 use crate::wire::forward_reply::Outcome;
@@ -25,8 +27,6 @@ use crate::{Door, KvError, OperationCodec};
 
 /// Requests of one peer that may be under way here; then its stream has to wait.
 const MOST_UNDER_WAY: usize = 64 * 1024;
-/// Replies that one message takes.
-const MESSAGE_REPLIES: usize = 1024;
 /// A watch has no deadline: it lives as long as its stream and is taken back by a cancel.
 const WATCH: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -102,6 +102,12 @@ impl Forward for ForwardService {
     }
 }
 
+/// Where the replies to one peer go.
+type Replies = mpsc::Sender<Result<ForwardReplies, Status>>;
+
+/// The peer takes no more replies.
+struct PeerGone;
+
 /// One stream of one peer.
 struct Session<'a> {
     parts: &'a Parts,
@@ -109,7 +115,9 @@ struct Session<'a> {
     ctx: Context,
     under_way: FuturesUnordered<Work>,
     cancels: HashMap<u64, Context>,
-    replies: Vec<ForwardReply>,
+    replies: VecDeque<ForwardReply>,
+    /// Bytes of `replies`.
+    ready_bytes: usize,
     pong: u64,
 }
 
@@ -120,12 +128,13 @@ impl<'a> Session<'a> {
             ctx: Context::with_timeout(WATCH),
             under_way: FuturesUnordered::new(),
             cancels: HashMap::new(),
-            replies: Vec::new(),
+            replies: VecDeque::new(),
+            ready_bytes: 0,
             pong: 0,
         }
     }
 
-    async fn run<S>(mut self, mut requests: S, send: mpsc::Sender<Result<ForwardReplies, Status>>)
+    async fn run<S>(mut self, mut requests: S, send: Replies)
     where
         S: Stream<Item = Result<ForwardRequests, Status>> + Send + Unpin,
     {
@@ -136,28 +145,24 @@ impl<'a> Session<'a> {
                 Some((number, outcome)) = self.under_way.next() => {
                     self.settle(number, outcome);
                     // What else is ready goes into the same message.
-                    while self.replies.len() < MESSAGE_REPLIES
+                    while !self.is_full()
                         && let Some(Some((number, outcome))) = self.under_way.next().now_or_never()
                     {
                         self.settle(number, outcome);
                     }
                 }
                 message = requests.next(), if self.under_way.len() < MOST_UNDER_WAY => {
-                    match message {
-                        Some(Ok(message)) => self.take(message),
+                    let taken = match message {
+                        Some(Ok(message)) => self.take(message, &send).await,
                         // The peer opens a new stream; what was under way here is given up.
                         Some(Err(_)) | None => return,
+                    };
+                    if taken.is_err() {
+                        return;
                     }
                 }
             }
-            if self.replies.is_empty() && self.pong == 0 {
-                continue;
-            }
-            let message = ForwardReplies {
-                replies: std::mem::take(&mut self.replies),
-                pong: std::mem::take(&mut self.pong),
-            };
-            if send.send(Ok(message)).await.is_err() {
+            if self.flush(&send).await.is_err() {
                 return;
             }
         }
@@ -165,16 +170,64 @@ impl<'a> Session<'a> {
 
     fn settle(&mut self, number: u64, outcome: Outcome) {
         self.cancels.remove(&number);
-        self.replies.push(ForwardReply {
-            number,
-            outcome: Some(outcome),
-        });
+        let outcome = match outcome {
+            Outcome::Reply(reply) if reply.len() > MOST_CARRIED_BYTES => reply_too_large(),
+            outcome => outcome,
+        };
+        self.answer(number, outcome);
     }
 
-    fn take(&mut self, message: ForwardRequests) {
+    fn answer(&mut self, number: u64, outcome: Outcome) {
+        let reply = ForwardReply {
+            number,
+            outcome: Some(outcome),
+        };
+        self.ready_bytes += reply.encoded_len();
+        self.replies.push_back(reply);
+    }
+
+    /// What is ready fills a message.
+    fn is_full(&self) -> bool {
+        self.replies.len() >= MESSAGE_ITEMS || self.ready_bytes >= MESSAGE_BYTES
+    }
+
+    /// Sends what is ready.
+    async fn flush(&mut self, send: &Replies) -> Result<(), PeerGone> {
+        while !self.replies.is_empty() || self.pong != 0 {
+            let message = self.next_message();
+            send.send(Ok(message)).await.map_err(|_| PeerGone)?;
+        }
+        Ok(())
+    }
+
+    fn next_message(&mut self) -> ForwardReplies {
+        let mut replies = Vec::new();
+        let mut bytes = 0;
+        while replies.len() < MESSAGE_ITEMS
+            && let Some(reply) = self.replies.front()
+        {
+            let size = reply.encoded_len();
+            if !replies.is_empty() && bytes + size > MESSAGE_BYTES {
+                break;
+            }
+            bytes += size;
+            replies.extend(self.replies.pop_front());
+        }
+        self.ready_bytes -= bytes;
+        ForwardReplies {
+            replies,
+            pong: std::mem::take(&mut self.pong),
+        }
+    }
+
+    async fn take(&mut self, message: ForwardRequests, send: &Replies) -> Result<(), PeerGone> {
         self.pong = message.ping;
         for request in message.requests {
             self.begin(request);
+            // Reads are answered at once: the replies to one message may be large together.
+            if self.is_full() {
+                self.flush(send).await?;
+            }
         }
         // After the requests: one may be taken back in the message that brings it.
         for number in message.cancels {
@@ -182,6 +235,7 @@ impl<'a> Session<'a> {
                 ctx.cancel();
             }
         }
+        Ok(())
     }
 
     fn begin(&mut self, request: ForwardRequest) {
@@ -197,7 +251,7 @@ impl<'a> Session<'a> {
                 Ok(watch) => {
                     let ctx = self.ctx.child(WATCH);
                     self.cancels.insert(number, ctx.clone());
-                    self.settle_placed(number);
+                    self.answer(number, Outcome::Watching(true));
                     let ended = Box::pin(async move {
                         ctx.done().await;
                     });
@@ -234,13 +288,6 @@ impl<'a> Session<'a> {
         }
         self.cancels.insert(number, ctx);
         self.under_way.push(Work::Reply { number, reply });
-    }
-
-    fn settle_placed(&mut self, number: u64) {
-        self.replies.push(ForwardReply {
-            number,
-            outcome: Some(Outcome::Watching(true)),
-        });
     }
 }
 

@@ -22,13 +22,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{ForwardService, LeaderProxy, Links, PeerTransport, ReplyStream};
+use super::{
+    ForwardService, LeaderProxy, Links, MESSAGE_BYTES, MOST_CARRIED_BYTES, MOST_MESSAGE_BYTES,
+    PeerTransport, ReplyStream,
+};
 use crate::admission::Admission;
 use crate::catalog::{Addresses, Catalog, CatalogCopy};
 use crate::coordinator::{LocalShard, Reply};
 use crate::executor::Submission;
 use crate::keyspace::{SLOTS, slot_start};
-use crate::metrics::CoordinatorMetrics;
+use crate::metrics::{CoordinatorMetrics, PeerLabel};
 use crate::{
     Access, Coordinator, Door, KeyWatch, KvError, Operation, OperationCodec, PendingReply, Route,
     RowError, Rows, Scattered, ShardedCoordinator, wire,
@@ -84,7 +87,7 @@ impl Operation for Say {
         }
     }
     fn size(&self) -> usize {
-        100
+        100 + self.name.len()
     }
     fn evaluate(&self, _rows: &mut dyn Rows) -> Result<Bytes, RowError> {
         Ok(self.name.clone().into())
@@ -220,6 +223,8 @@ impl LocalShard for Handle {
 struct Network {
     services: Mutex<BTreeMap<NodeId, ForwardService>>,
     silent: Mutex<Vec<NodeId>>,
+    /// How much each message carried, and in how many bytes.
+    passed: Mutex<Vec<(usize, usize)>>,
     cut: Mutex<Vec<(NodeId, CancellationToken)>>,
     tasks: TaskTracker,
 }
@@ -241,6 +246,16 @@ impl Network {
                 cut.cancel();
             }
         }
+    }
+
+    /// Takes note of a message; refuses what gRPC would.
+    fn pass(&self, items: usize, message: &impl prost::Message) -> Result<(), String> {
+        let bytes = message.encoded_len();
+        self.passed.lock().push((items, bytes));
+        if bytes > MOST_MESSAGE_BYTES {
+            return Err(format!("a message of {bytes} bytes"));
+        }
+        Ok(())
     }
 
     fn is_silent(&self, node: NodeId) -> bool {
@@ -274,17 +289,27 @@ impl PeerTransport for Via {
                     if gone.is_cancelled() {
                         return;
                     }
+                    if there.pass(message.requests.len(), &message).is_err() {
+                        return gone.cancel();
+                    }
                     if !there.is_silent(node) && up.send(Ok(message)).await.is_err() {
                         return;
                     }
                 }
             });
             let replies = ReceiverStream::new(service.serve(ReceiverStream::new(requests)))
-                .filter(move |_| {
-                    let lost = network.is_silent(node);
-                    async move { !lost }
+                .filter({
+                    let network = Arc::clone(&network);
+                    move |_| {
+                        let lost = network.is_silent(node);
+                        async move { !lost }
+                    }
                 })
-                .map(|message| message.map_err(|status| status.to_string()))
+                .map(move |message| {
+                    let message = message.map_err(|status| status.to_string())?;
+                    network.pass(message.replies.len(), &message)?;
+                    Ok(message)
+                })
                 .take_until(async move { cut.cancelled().await })
                 .chain(futures::stream::once(async { Err("reset".to_owned()) }));
             Ok(replies.boxed() as ReplyStream)
@@ -319,6 +344,12 @@ impl TestNode {
 
     fn lead(&self) {
         self.believe(Leadership::Leader(leader(self.coordinator.node().0)));
+    }
+
+    /// How often a stream to `node` broke.
+    fn broken(&self, node: u64) -> u64 {
+        let label = PeerLabel { node };
+        self.metrics.peer_broken.get_or_create(&label).get()
     }
 
     fn nothing_is_left(&self) {
@@ -358,7 +389,7 @@ impl Cluster {
                 node,
                 catalog,
                 Arc::clone(&proxy),
-                Arc::new(Admission::new(1 << 20, 1000)),
+                Arc::new(Admission::new(1 << 30, 1000)),
                 Arc::new(crate::hlc::Hlc::new()),
                 metrics.clone(),
             );
@@ -759,6 +790,131 @@ async fn a_watch_at_another_node_is_woken_taken_back_and_ended_with_its_stream()
     cluster.network.reset(2);
     watch.woken().await;
     drop(watch);
+    node.nothing_is_left();
+}
+
+/// Waits until the shard holds `count` requests back, and takes them.
+async fn held(shard: &FakeShard, count: usize) -> Vec<HeldReply> {
+    let all = async {
+        while shard.held.lock().as_ref().unwrap().len() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        shard.held()
+    };
+    let all = tokio::time::timeout(Duration::from_secs(10), all).await;
+    all.expect("fewer requests arrived")
+}
+
+/// Many large replies are ready together, which no message would take.
+#[tokio::test(start_paused = true)]
+async fn a_message_carries_a_mebibyte_or_one_larger_request_or_reply() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    let ctx = within(1000);
+    let sizes: Vec<usize> = (0..40)
+        .map(|i| if i % 2 == 0 { 300 << 10 } else { 14 << 20 })
+        .collect();
+    let larger = [read(&"x".repeat(2 << 20)), read("x")];
+    let requests = sizes.iter().map(|_| read(&"x".repeat(300 << 10)));
+    let replies: Vec<_> = requests
+        .chain(larger)
+        .map(|request| node.coordinator.submit(&ctx, request))
+        .collect();
+    let waiting = held(&cluster.at(2).shard, replies.len()).await;
+    for ((_, reply), size) in waiting.into_iter().zip(sizes.iter().chain(&[1, 1])) {
+        reply.send(Ok(vec![0; *size].into())).unwrap();
+    }
+    let replies = futures::future::join_all(replies).await;
+    for (reply, size) in replies.into_iter().zip(sizes) {
+        assert_eq!(reply.map(|reply| reply.len()), Ok(size));
+    }
+    let passed = std::mem::take(&mut *cluster.network.passed.lock());
+    let frames = 100;
+    for &(items, bytes) in &passed {
+        assert!(
+            items <= 1 || bytes <= MESSAGE_BYTES + items * frames,
+            "{items} in {bytes} bytes"
+        );
+    }
+    assert!(passed.iter().any(|&(items, _)| items > 1), "{passed:?}");
+    assert_eq!(node.broken(2), 0);
+    node.nothing_is_left();
+}
+
+/// A write whose reply is too large was applied: nothing may say that it was not.
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_no_message_takes_fails_its_caller_alone_and_says_what_stands() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    let ctx = within(1000);
+    let look = node.coordinator.submit(&ctx, read("a"));
+    let put = node.coordinator.submit(&ctx, write("b"));
+    let largest = node.coordinator.submit(&ctx, read("c"));
+    let other = node.coordinator.submit(&ctx, write("d"));
+    let sizes = [
+        MOST_CARRIED_BYTES + 1,
+        MOST_MESSAGE_BYTES,
+        MOST_CARRIED_BYTES,
+    ];
+    let mut waiting = held(&cluster.at(2).shard, 4).await.into_iter();
+    for (size, (_, reply)) in sizes.into_iter().zip(waiting.by_ref()) {
+        reply.send(Ok(vec![0; size].into())).unwrap();
+    }
+    let limit = format!("{} MiB", MOST_CARRIED_BYTES >> 20);
+    let (look, put, largest) = tokio::join!(look, put, largest);
+    let look = look.map(|reply| reply.len());
+    let put = put.map(|reply| reply.len());
+    assert!(
+        matches!(&look, Err(KvError::Invalid(why)) if why.contains(&limit)),
+        "{look:?}"
+    );
+    assert!(
+        matches!(&put, Err(KvError::Unknown(why)) if why.contains(&limit)),
+        "{put:?}"
+    );
+    assert_eq!(largest.map(|reply| reply.len()), Ok(MOST_CARRIED_BYTES));
+    let (_, reply) = waiting.next().unwrap();
+    reply.send(Ok("d".into())).unwrap();
+    assert_eq!(other.await, Ok("d".into()));
+    assert_eq!(node.broken(2), 0);
+    node.nothing_is_left();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_no_message_takes_is_refused_alone_and_not_applied() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    let ctx = within(1000);
+    let other = node.coordinator.submit(&ctx, write("a"));
+    let mut waiting = held(&cluster.at(2).shard, 1).await;
+    let huge = "x".repeat(MOST_MESSAGE_BYTES);
+    let mut other_key = (*write(&huge)).clone();
+    other_key.keys = vec![[&key(0)[..], b"other"].concat().into()];
+    let put = node.coordinator.submit(&ctx, Arc::new(other_key)).await;
+    let watched = [[&key(0)[..], huge.as_bytes()].concat().into()];
+    drop(huge);
+    let watch = node.coordinator.watch(&ctx, &watched).await;
+    for refused in [put.err(), watch.err()] {
+        let limit = MOST_CARRIED_BYTES.to_string();
+        assert!(
+            matches!(&refused, Some(KvError::Invalid(why)) if why.contains(&limit)),
+            "{refused:?}"
+        );
+    }
+    let (_, reply) = waiting.remove(0);
+    reply.send(Ok("a".into())).unwrap();
+    assert_eq!(other.await, Ok("a".into()));
+    assert_eq!(node.broken(2), 0);
+    assert!(cluster.at(2).shard.said().is_empty());
     node.nothing_is_left();
 }
 

@@ -51,11 +51,14 @@ pub(crate) const MOST_MESSAGE_BYTES: usize = 256 << 20;
 /// is for its frame and for cancels.
 const MOST_CARRIED_BYTES: usize = MOST_MESSAGE_BYTES - MESSAGE_BYTES;
 
-/// Requests and bytes that may wait for one peer's stream.
+/// Requests that may wait for one peer's stream, and watches, with their bytes.
 const MOST_WAITING: usize = 16 * 1024;
 const MOST_WAITING_BYTES: usize = 64 << 20;
 /// Requests that may be at one peer without an answer.
 const MOST_HANDED: usize = 64 * 1024;
+/// Watches at one peer, or on their way there. They last as long as their callers block, so they
+/// take no place of a request.
+const MOST_WATCHES: usize = 16 * 1024;
 /// After this many timeouts without an answer between them the breaker opens.
 const TIMEOUTS: u32 = 16;
 /// A message takes this many requests or replies and bytes, or a larger one alone.
@@ -129,11 +132,15 @@ enum Body {
     },
 }
 
-/// What waits for one peer's stream.
+/// What waits for one peer's stream, and what is there.
 struct Peer {
-    queue: VecDeque<u64>,
-    queue_bytes: usize,
+    requests: Queue,
+    /// Apart, because one command may bring thousands. The next message takes from here.
+    watches: Queue,
+    watches_next: bool,
     handed: usize,
+    /// Watches that wait or were handed over.
+    watching: usize,
     cancels: Vec<u64>,
     /// The stream is up.
     up: bool,
@@ -144,18 +151,85 @@ struct Peer {
     work: Arc<Notify>,
 }
 
+/// Numbers of entries in the order of their submission; an entry may be gone meanwhile.
+#[derive(Default)]
+struct Queue {
+    numbers: VecDeque<u64>,
+    /// Of the entries that are not gone.
+    bytes: usize,
+}
+
+impl Queue {
+    fn push(&mut self, number: u64, size: usize) {
+        self.numbers.push_back(number);
+        self.bytes += size;
+    }
+
+    fn is_full(&self, size: usize) -> bool {
+        let bytes = self.bytes.saturating_add(size);
+        self.numbers.len() >= MOST_WAITING
+            || (!self.numbers.is_empty() && bytes > MOST_WAITING_BYTES)
+    }
+
+    /// An entry of `size` bytes was given up.
+    fn forget(&mut self, size: usize) {
+        self.bytes = self.bytes.saturating_sub(size);
+    }
+
+    /// Takes what the next message carries.
+    fn take(&mut self, entries: &mut HashMap<u64, Entry>) -> Vec<(u64, GroupId, Message)> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while taken.len() < MESSAGE_ITEMS
+            && let Some(&number) = self.numbers.front()
+        {
+            // Absent: given up while it waited, and never sent.
+            if let Some(entry) = entries.get_mut(&number) {
+                if !taken.is_empty() && bytes + entry.size > MESSAGE_BYTES {
+                    break;
+                }
+                bytes += entry.size;
+                entry.handed = true;
+                taken.extend(entry.message.take().map(|it| (number, entry.group, it)));
+            }
+            self.numbers.pop_front();
+        }
+        self.forget(bytes);
+        taken
+    }
+}
+
 impl Peer {
     fn new() -> Self {
         Self {
-            queue: VecDeque::new(),
-            queue_bytes: 0,
+            requests: Queue::default(),
+            watches: Queue::default(),
+            watches_next: false,
             handed: 0,
+            watching: 0,
             cancels: Vec::new(),
             up: false,
             timeouts: 0,
             probe: false,
             work: Arc::new(Notify::new()),
         }
+    }
+
+    /// What the next message carries: requests and watches in turns.
+    fn take(&mut self, entries: &mut HashMap<u64, Entry>) -> Vec<(u64, GroupId, Message)> {
+        self.watches_next = !self.watches_next;
+        if self.watches_next {
+            let watches = self.watches.take(entries);
+            if !watches.is_empty() {
+                return watches;
+            }
+        }
+        let requests = self.requests.take(entries);
+        self.handed += requests.len();
+        if requests.is_empty() {
+            return self.watches.take(entries);
+        }
+        requests
     }
 
     /// The breaker is closed, or lets one request through.
@@ -195,11 +269,7 @@ impl LeaderProxy {
             let table = &mut *table;
             let peer = table.peers.get_mut(&node).filter(|peer| peer.passes())?;
             peer.probe = false;
-            if peer.queue.len() >= MOST_WAITING
-                || peer.handed >= MOST_HANDED
-                || (!peer.queue.is_empty()
-                    && peer.queue_bytes.saturating_add(size) > MOST_WAITING_BYTES)
-            {
+            if peer.requests.is_full(size) || peer.handed >= MOST_HANDED {
                 self.metrics.overloaded.inc();
                 return Some(PendingReply::ready(Err(KvError::Overloaded {
                     what: "too many requests wait for the leader's node",
@@ -226,9 +296,8 @@ impl LeaderProxy {
                     body: Body::Operation(reply),
                 },
             );
-            peer.queue.push_back(number);
-            peer.queue_bytes += size;
-            if peer.queue.len() == 1 {
+            peer.requests.push(number, size);
+            if peer.requests.numbers.len() == 1 {
                 peer.work.notify_one();
             }
             number
@@ -265,9 +334,10 @@ impl LeaderProxy {
             let Some(peer) = table.peers.get_mut(&node).filter(|peer| peer.passes()) else {
                 return Err(KvError::NoLeader { leader: None });
             };
-            if peer.queue.len() >= MOST_WAITING {
+            if peer.watches.is_full(size) || peer.watching >= MOST_WATCHES {
+                self.metrics.overloaded.inc();
                 return Err(KvError::Overloaded {
-                    what: "too many requests wait for the leader's node",
+                    what: "too many keys are watched at the leader's node",
                     retry_after_ms: 50,
                 });
             }
@@ -288,9 +358,11 @@ impl LeaderProxy {
                     },
                 },
             );
-            peer.queue.push_back(number);
-            peer.queue_bytes += size;
-            peer.work.notify_one();
+            peer.watching += 1;
+            peer.watches.push(number, size);
+            if peer.watches.numbers.len() == 1 {
+                peer.work.notify_one();
+            }
             Registration {
                 proxy: Arc::clone(self),
                 number,
@@ -307,29 +379,12 @@ impl LeaderProxy {
 
     /// The next message for `node`, if something waits for it.
     fn next_message(&self, node: NodeId) -> Option<wire::ForwardRequests> {
-        let mut taken = Vec::new();
-        let cancels = {
+        let (taken, cancels) = {
             let mut table = self.table.lock();
             let table = &mut *table;
             let peer = table.peers.get_mut(&node)?;
-            let mut bytes = 0;
-            while taken.len() < MESSAGE_ITEMS
-                && let Some(&number) = peer.queue.front()
-            {
-                // Absent: given up while it waited, and never sent.
-                if let Some(entry) = table.entries.get_mut(&number) {
-                    if !taken.is_empty() && bytes + entry.size > MESSAGE_BYTES {
-                        break;
-                    }
-                    bytes += entry.size;
-                    peer.queue_bytes = peer.queue_bytes.saturating_sub(entry.size);
-                    peer.handed += 1;
-                    entry.handed = true;
-                    taken.extend(entry.message.take().map(|it| (number, entry.group, it)));
-                }
-                peer.queue.pop_front();
-            }
-            std::mem::take(&mut peer.cancels)
+            let taken = peer.take(&mut table.entries);
+            (taken, std::mem::take(&mut peer.cancels))
         };
         if taken.is_empty() && cancels.is_empty() {
             return None;
@@ -451,9 +506,10 @@ impl LeaderProxy {
                 && std::mem::replace(&mut peer.up, false)
             {
                 self.metrics.peer_broken.get_or_create(&label).inc();
-                peer.queue.clear();
-                peer.queue_bytes = 0;
+                peer.requests = Queue::default();
+                peer.watches = Queue::default();
                 peer.handed = 0;
+                peer.watching = 0;
                 peer.cancels.clear();
             }
             let numbers: Vec<u64> = table
@@ -523,10 +579,15 @@ impl Table {
     fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.entries.remove(&number)?;
         if let Some(peer) = self.peers.get_mut(&entry.node) {
-            if entry.handed {
-                peer.handed = peer.handed.saturating_sub(1);
-            } else {
-                peer.queue_bytes = peer.queue_bytes.saturating_sub(entry.size);
+            match (&entry.body, entry.handed) {
+                (Body::Operation(_), true) => peer.handed = peer.handed.saturating_sub(1),
+                (Body::Operation(_), false) => peer.requests.forget(entry.size),
+                (Body::Watch { .. }, handed) => {
+                    peer.watching = peer.watching.saturating_sub(1);
+                    if !handed {
+                        peer.watches.forget(entry.size);
+                    }
+                }
             }
         }
         Some(entry)

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Response, Status, Streaming};
 
 use super::failure::{outcome_of, reply_too_large};
-use super::{MESSAGE_BYTES, MESSAGE_ITEMS, MOST_CARRIED_BYTES};
+use super::{MESSAGE_BYTES, MESSAGE_ITEMS, MOST_CARRIED_BYTES, MOST_HANDED, MOST_WATCHES};
 use crate::coordinator::{KeyWatch, PendingReply, ShardedCoordinator};
 use crate::executor::Once;
 use crate::wire::forward_reply::Outcome;
@@ -25,8 +25,11 @@ use crate::wire::forward_server::Forward;
 use crate::wire::{ForwardReplies, ForwardReply, ForwardRequest, ForwardRequests};
 use crate::{Door, KvError, OperationCodec};
 
-/// Requests of one peer that may be under way here; then its stream has to wait.
-const MOST_UNDER_WAY: usize = 64 * 1024;
+/// Requests and watches of one peer that may be here. More are refused while the stream is read on:
+/// it brings pings and cancels too. Twice what a peer may have: what it took back counts until it
+/// is gone here.
+const MOST_REQUESTS: usize = 2 * MOST_HANDED;
+const MOST_WATCHES_HERE: usize = 2 * MOST_WATCHES;
 /// A watch has no deadline: it lives as long as its stream and is taken back by a cancel.
 const WATCH: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -114,6 +117,8 @@ struct Session<'a> {
     /// Ends with the stream, and everything that came over it with it.
     ctx: Context,
     under_way: FuturesUnordered<Work>,
+    /// How many of them are watches.
+    watches: usize,
     cancels: HashMap<u64, Context>,
     replies: VecDeque<ForwardReply>,
     /// Bytes of `replies`.
@@ -127,6 +132,7 @@ impl<'a> Session<'a> {
             parts,
             ctx: Context::with_timeout(WATCH),
             under_way: FuturesUnordered::new(),
+            watches: 0,
             cancels: HashMap::new(),
             replies: VecDeque::new(),
             ready_bytes: 0,
@@ -143,15 +149,15 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 Some((number, outcome)) = self.under_way.next() => {
-                    self.settle(number, outcome);
+                    self.finish(number, outcome);
                     // What else is ready goes into the same message.
                     while !self.is_full()
                         && let Some(Some((number, outcome))) = self.under_way.next().now_or_never()
                     {
-                        self.settle(number, outcome);
+                        self.finish(number, outcome);
                     }
                 }
-                message = requests.next(), if self.under_way.len() < MOST_UNDER_WAY => {
+                message = requests.next() => {
                     let taken = match message {
                         Some(Ok(message)) => self.take(message, &send).await,
                         // The peer opens a new stream; what was under way here is given up.
@@ -166,6 +172,14 @@ impl<'a> Session<'a> {
                 return;
             }
         }
+    }
+
+    /// Settles what was under way.
+    fn finish(&mut self, number: u64, outcome: Outcome) {
+        if matches!(outcome, Outcome::Woken(_)) {
+            self.watches -= 1;
+        }
+        self.settle(number, outcome);
     }
 
     fn settle(&mut self, number: u64, outcome: Outcome) {
@@ -242,6 +256,9 @@ impl<'a> Session<'a> {
         let number = request.number;
         let group = GroupId(request.group);
         if !request.watch.is_empty() {
+            if self.watches >= MOST_WATCHES_HERE {
+                return self.settle(number, overloaded("too many watches of one node"));
+            }
             match self
                 .parts
                 .coordinator
@@ -255,6 +272,7 @@ impl<'a> Session<'a> {
                     let ended = Box::pin(async move {
                         ctx.done().await;
                     });
+                    self.watches += 1;
                     self.under_way.push(Work::Watch {
                         number,
                         watch,
@@ -263,6 +281,9 @@ impl<'a> Session<'a> {
                 }
             }
             return;
+        }
+        if self.under_way.len() - self.watches >= MOST_REQUESTS {
+            return self.settle(number, overloaded("too many requests of one node"));
         }
         let Some(codec) = self.parts.codecs.get(&request.door) else {
             let why = format!("this node has no door {}", request.door);
@@ -289,6 +310,13 @@ impl<'a> Session<'a> {
         self.cancels.insert(number, ctx);
         self.under_way.push(Work::Reply { number, reply });
     }
+}
+
+fn overloaded(what: &'static str) -> Outcome {
+    outcome_of(Err(KvError::Overloaded {
+        what,
+        retry_after_ms: 50,
+    }))
 }
 
 /// A request or a watch under way.

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    ForwardService, LeaderProxy, Links, MESSAGE_BYTES, MOST_CARRIED_BYTES, MOST_MESSAGE_BYTES,
-    PeerTransport, ReplyStream,
+    ForwardService, LeaderProxy, Links, MESSAGE_BYTES, MOST_CARRIED_BYTES, MOST_HANDED,
+    MOST_MESSAGE_BYTES, MOST_WATCHES, PeerTransport, ReplyStream,
 };
 use crate::admission::Admission;
 use crate::catalog::{Addresses, Catalog, CatalogCopy};
@@ -916,6 +916,120 @@ async fn a_request_that_no_message_takes_is_refused_alone_and_not_applied() {
     assert_eq!(node.broken(2), 0);
     assert!(cluster.at(2).shard.said().is_empty());
     node.nothing_is_left();
+}
+
+/// Clients that block on thousands of keys, as BLPOP does, at a node that does not lead.
+#[tokio::test(start_paused = true)]
+async fn watches_at_a_peer_are_bounded_and_take_no_place_of_a_request() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    let (ctx, keys) = (within(60_000), [key(0)]);
+    let watches = (0..5 * 14_000).map(|_| node.coordinator.watch(&ctx, &keys));
+    let mut watches = std::pin::pin!(futures::future::join_all(watches));
+    assert!((&mut watches).now_or_never().is_none());
+    // They wait, or were refused; requests do not stand behind them.
+    let reply = node.coordinator.submit(&within(1000), write("a")).await;
+    assert_eq!(reply, Ok("a".into()));
+    let (mut placed, refused): (Vec<_>, Vec<_>) =
+        watches.await.into_iter().partition(Result::is_ok);
+    assert_eq!(placed.len(), MOST_WATCHES);
+    for watch in refused {
+        assert!(
+            matches!(watch, Err(KvError::Overloaded { .. })),
+            "{watch:?}"
+        );
+    }
+    let reply = node.coordinator.submit(&within(1000), write("b")).await;
+    assert_eq!(reply, Ok("b".into()));
+    // Who stops waiting makes room.
+    placed.truncate(1);
+    placed.push(node.coordinator.watch(&ctx, &keys).await);
+    for wake in std::mem::take(&mut *cluster.at(2).shard.watches.lock()) {
+        wake.send(()).ok();
+    }
+    for watch in placed {
+        watch.unwrap().woken().await;
+    }
+    assert_eq!(node.broken(2), 0);
+    node.nothing_is_left();
+}
+
+/// Pings and cancels come over the stream that brings requests: it is never left unread.
+#[tokio::test(start_paused = true)]
+async fn a_peer_past_its_share_of_requests_and_watches_is_refused_and_still_heard() {
+    let cluster = Cluster::new().await;
+    cluster.at(2).lead();
+    let shard = &cluster.at(2).shard;
+    shard.hold();
+    let service = cluster.network.services.lock()[&NodeId(2)].clone();
+    let watch = wire::ForwardRequest {
+        group: 1,
+        watch: vec![key(0)],
+        ..wire::ForwardRequest::default()
+    };
+    let mut operation = BytesMut::new();
+    write("a").encode(&mut operation);
+    let request = wire::ForwardRequest {
+        group: 1,
+        remaining_us: 60_000_000,
+        door: u32::from(Door::Redis as u8),
+        operation: operation.freeze(),
+        ..wire::ForwardRequest::default()
+    };
+    for (kind, most) in [(watch, 2 * MOST_WATCHES), (request, 2 * MOST_HANDED)] {
+        let (send, requests) = mpsc::channel(1);
+        let mut replies = service.serve(ReceiverStream::new(requests));
+        let numbered = |number| wire::ForwardRequest {
+            number,
+            ..kind.clone()
+        };
+        let number = u64::try_from(most).unwrap() + 1;
+        let message = wire::ForwardRequests {
+            requests: (1..=number).map(numbered).collect(),
+            ping: number,
+            ..wire::ForwardRequests::default()
+        };
+        send.send(Ok(message)).await.unwrap();
+        let mut failed = Vec::new();
+        let mut pong = 0;
+        while failed.is_empty() || pong == 0 {
+            let message = within(1000).run(replies.recv()).await;
+            let message = message.expect("nothing is answered").unwrap().unwrap();
+            pong = pong.max(message.pong);
+            failed.extend(
+                message
+                    .replies
+                    .into_iter()
+                    .filter_map(|reply| match reply.outcome {
+                        Some(wire::forward_reply::Outcome::Failure(failure)) => {
+                            Some((reply.number, failure.kind()))
+                        }
+                        _ => None,
+                    }),
+            );
+        }
+        assert_eq!(failed, [(number, wire::failure::Kind::Overloaded)]);
+        let message = wire::ForwardRequests {
+            cancels: vec![1],
+            ..wire::ForwardRequests::default()
+        };
+        send.send(Ok(message)).await.unwrap();
+        let cancelled = async {
+            match kind.watch.is_empty() {
+                true => drop(shard.held().remove(0).0.done().await),
+                false => {
+                    let mut first = shard.watches.lock().remove(0);
+                    first.closed().await;
+                }
+            }
+        };
+        within(1000)
+            .run(cancelled)
+            .await
+            .expect("it is not taken back");
+    }
 }
 
 #[tokio::test(start_paused = true)]

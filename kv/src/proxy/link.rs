@@ -8,13 +8,14 @@ use std::time::Duration;
 use futures::StreamExt;
 use leadline_raft::{Context, NodeId};
 use parking_lot::Mutex;
+use prost::Message as _;
 use rand::Rng;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{LeaderProxy, PeerTransport, ReplyStream};
+use super::{LeaderProxy, MESSAGE_BYTES, MOST_MESSAGE_BYTES, PeerTransport, ReplyStream};
 use crate::wire;
 
 /// How long opening a stream and its first answer may take.
@@ -22,6 +23,9 @@ const PROBE: Duration = Duration::from_secs(1);
 /// A silent peer is asked this often, and given up after that long.
 const ASK: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(2);
+/// Bytes a second at which a message above [`MESSAGE_BYTES`] may keep everything else waiting. A
+/// connection that is dead meanwhile is found by its keepalive.
+const SLOWEST: u64 = 4 << 20;
 /// The pause between two probes: from the first, doubling to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -147,6 +151,7 @@ impl Links {
         work: &tokio::sync::Notify,
     ) -> String {
         let mut heard = Instant::now();
+        let mut silent_until = heard + SILENCE;
         let mut tick = tokio::time::interval(ASK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Something may wait already; a place in the transport is awaited only for a message.
@@ -159,6 +164,7 @@ impl Links {
                 reply = replies.next() => match reply {
                     Some(Ok(message)) => {
                         heard = Instant::now();
+                        silent_until = silent_until.max(heard + patience(message.coming));
                         if self.proxy.deliver(node, message.replies) {
                             tracing::info!(peer = %node, "requests are answered again");
                             (self.on_up)(node);
@@ -172,7 +178,13 @@ impl Links {
                         return "closed by the transport".to_owned();
                     };
                     match self.proxy.next_message(node) {
-                        Some(message) => place.send(message),
+                        Some(message) => {
+                            let size = message.encoded_len() as u64;
+                            if size > MESSAGE_BYTES as u64 {
+                                silent_until = silent_until.max(Instant::now() + patience(size));
+                            }
+                            place.send(message);
+                        }
                         None if ask => {
                             pings += 1;
                             place.send(ping(pings));
@@ -184,7 +196,7 @@ impl Links {
                 () = work.notified(), if !waiting => waiting = true,
                 now = tick.tick() => {
                     let silent = now.saturating_duration_since(heard);
-                    if silent >= SILENCE {
+                    if now >= silent_until {
                         return format!("silent for {} ms", silent.as_millis());
                     }
                     ask = silent >= ASK;
@@ -195,6 +207,12 @@ impl Links {
             }
         }
     }
+}
+
+/// How long a peer may be silent while a message of `bytes` is on the wire, before the pongs.
+fn patience(bytes: u64) -> Duration {
+    let bytes = bytes.min(MOST_MESSAGE_BYTES as u64);
+    SILENCE + Duration::from_millis(bytes * 1000 / SLOWEST)
 }
 
 fn ping(number: u64) -> wire::ForwardRequests {

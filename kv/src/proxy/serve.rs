@@ -209,6 +209,15 @@ impl<'a> Session<'a> {
     async fn flush(&mut self, send: &Replies) -> Result<(), PeerGone> {
         while !self.replies.is_empty() || self.pong != 0 {
             let message = self.next_message();
+            let size = message.encoded_len();
+            if size > MESSAGE_BYTES {
+                // Or the peer takes the time on the wire for silence.
+                let notice = ForwardReplies {
+                    coming: size as u64,
+                    ..ForwardReplies::default()
+                };
+                send.send(Ok(notice)).await.map_err(|_| PeerGone)?;
+            }
             send.send(Ok(message)).await.map_err(|_| PeerGone)?;
         }
         Ok(())
@@ -231,6 +240,7 @@ impl<'a> Session<'a> {
         ForwardReplies {
             replies,
             pong: std::mem::take(&mut self.pong),
+            coming: 0,
         }
     }
 

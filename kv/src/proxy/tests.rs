@@ -225,6 +225,7 @@ struct Network {
     silent: Mutex<Vec<NodeId>>,
     /// How much each message carried, and in how many bytes.
     passed: Mutex<Vec<(usize, usize)>>,
+    bytes_a_second: Mutex<Option<usize>>,
     cut: Mutex<Vec<(NodeId, CancellationToken)>>,
     tasks: TaskTracker,
 }
@@ -248,12 +249,16 @@ impl Network {
         }
     }
 
-    /// Takes note of a message; refuses what gRPC would.
-    fn pass(&self, items: usize, message: &impl prost::Message) -> Result<(), String> {
+    /// Takes note of a message and its time on the wire; refuses what gRPC would.
+    async fn pass(&self, items: usize, message: &impl prost::Message) -> Result<(), String> {
         let bytes = message.encoded_len();
         self.passed.lock().push((items, bytes));
         if bytes > MOST_MESSAGE_BYTES {
             return Err(format!("a message of {bytes} bytes"));
+        }
+        let millis = self.bytes_a_second.lock().map(|most| bytes * 1000 / most);
+        if let Some(millis @ 1..) = millis {
+            tokio::time::sleep(Duration::from_millis(millis as u64)).await;
         }
         Ok(())
     }
@@ -289,7 +294,7 @@ impl PeerTransport for Via {
                     if gone.is_cancelled() {
                         return;
                     }
-                    if there.pass(message.requests.len(), &message).is_err() {
+                    if there.pass(message.requests.len(), &message).await.is_err() {
                         return gone.cancel();
                     }
                     if !there.is_silent(node) && up.send(Ok(message)).await.is_err() {
@@ -305,10 +310,13 @@ impl PeerTransport for Via {
                         async move { !lost }
                     }
                 })
-                .map(move |message| {
-                    let message = message.map_err(|status| status.to_string())?;
-                    network.pass(message.replies.len(), &message)?;
-                    Ok(message)
+                .then(move |message| {
+                    let network = Arc::clone(&network);
+                    async move {
+                        let message = message.map_err(|status| status.to_string())?;
+                        network.pass(message.replies.len(), &message).await?;
+                        Ok(message)
+                    }
                 })
                 .take_until(async move { cut.cancelled().await })
                 .chain(futures::stream::once(async { Err("reset".to_owned()) }));
@@ -801,7 +809,7 @@ async fn held(shard: &FakeShard, count: usize) -> Vec<HeldReply> {
         }
         shard.held()
     };
-    let all = tokio::time::timeout(Duration::from_secs(10), all).await;
+    let all = tokio::time::timeout(Duration::from_secs(60), all).await;
     all.expect("fewer requests arrived")
 }
 
@@ -1030,6 +1038,29 @@ async fn a_peer_past_its_share_of_requests_and_watches_is_refused_and_still_hear
             .await
             .expect("it is not taken back");
     }
+}
+
+/// Pings and pongs stand behind it.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_long_on_the_wire_is_not_taken_for_silence() {
+    let cluster = Cluster::new().await;
+    let node = cluster.at(1);
+    node.follow(2);
+    cluster.at(2).lead();
+    cluster.at(2).shard.hold();
+    *cluster.network.bytes_a_second.lock() = Some(10 << 20);
+    let ctx = within(60_000);
+    let large = 100 << 20;
+    let put = node.coordinator.submit(&ctx, write(&"x".repeat(large)));
+    let (_, reply) = held(&cluster.at(2).shard, 1).await.remove(0);
+    reply.send(Ok(vec![0; large].into())).unwrap();
+    assert_eq!(put.await.map(|reply| reply.len()), Ok(large));
+    assert!(
+        ctx.remaining() < Duration::from_secs(41),
+        "the wire took no time"
+    );
+    assert_eq!(node.broken(2), 0);
+    node.nothing_is_left();
 }
 
 #[tokio::test(start_paused = true)]

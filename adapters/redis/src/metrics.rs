@@ -257,7 +257,7 @@ impl Collector for Shown {
                 .enumerate()
                 .map(|(octave, counter)| {
                     let bound = if octave == OCTAVES {
-                        f64::MAX
+                        f64::INFINITY
                     } else {
                         2_f64.powi(i32::try_from(octave).unwrap_or(0) + FIRST_OCTAVE as i32) / 1e6
                     };
@@ -317,5 +317,38 @@ impl Collector for Shown {
             value.encode(encoder.encode_descriptor(name, help, None, MetricType::Counter)?)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prometheus_client::encoding::text;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    /// `histogram_quantile` needs it, and parsers refuse a histogram without it.
+    #[test]
+    fn the_last_bucket_of_a_histogram_is_open_and_holds_all() {
+        let metrics = Arc::new(Metrics::new());
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Shown(metrics.clone())));
+        let mut run = Run::default();
+        for latency in [Duration::from_micros(3), Duration::from_secs(3600)] {
+            run.add(&metrics, 0, latency);
+        }
+        run.flush(&metrics);
+        let mut page = String::new();
+        text::encode(&mut page, &registry).unwrap();
+        let last = page
+            .lines()
+            .rfind(|line| line.contains("_bucket{"))
+            .unwrap();
+        assert!(
+            last.contains("le=\"+Inf\"") && last.ends_with(" 2"),
+            "{last}"
+        );
     }
 }

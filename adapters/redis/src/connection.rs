@@ -138,6 +138,9 @@ pub(crate) struct Connection<S> {
     /// Output was ready and more is to come soon: it has been held back once.
     held: bool,
     timer: Option<Pin<Box<Sleep>>>,
+    /// When the next command to begin was there: at the start of its round, or when the one before
+    /// it was answered at once.
+    now: Instant,
     /// What this connection has charged to the memory of all.
     charged: usize,
     run: metrics::Run,
@@ -188,6 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             limits: Limits::UNAUTHENTICATED,
             held: false,
             timer: None,
+            now: Instant::now(),
             charged: 0,
             run: metrics::Run::default(),
         }
@@ -215,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.halted = false;
             return;
         }
-        let now = Instant::now();
+        self.now = Instant::now();
         let mut ctx = None;
         self.set_limits();
         loop {
@@ -233,20 +237,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     }
                     Err(error) => {
                         metrics::count(&self.session.shared.metrics.rejected);
-                        let begun = self.begun(commands::count(), now, 0);
+                        let begun = self.begun(commands::count(), self.now, 0);
                         self.answer(begun, &Reply::from_result(Err(ReplyError::err(error))));
                         self.closing = true;
                         return;
                     }
                 },
             };
-            if let Some(until) = self.session.shared.paused(&args[0], now) {
+            if let Some(until) = self.session.shared.paused(&args[0], self.now) {
                 self.timer = Some(Box::pin(tokio::time::sleep_until(until)));
                 self.paused = Some(args);
                 self.halted = true;
                 return;
             }
-            self.begin(args, now, None, &mut ctx);
+            self.begin(args, self.now, None, &mut ctx);
         }
     }
 
@@ -648,8 +652,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.push(begun, PendingReply::ready(Ok(bytes.freeze())), None);
             return;
         }
+        self.now = Instant::now();
+        let took = self.now.saturating_duration_since(begun.now);
         let metrics = &self.session.shared.metrics;
-        self.run.add(metrics, begun.command, Duration::ZERO);
+        self.run.add(metrics, begun.command, took);
         if matches!(reply, Reply::Error(_)) {
             metrics.failed(begun.command, ErrorClass::Refused);
         }
@@ -686,13 +692,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         mut reply: PendingReply,
         operation: Option<Arc<RedisOperation>>,
     ) {
-        let now = begun.now;
         if self.queue.is_empty()
             && reply.is_ready()
             && let Some(result) = (&mut reply).now_or_never()
         {
             let waiting = self.in_flight(begun, reply, operation, None);
-            self.finish(waiting, result, now);
+            self.now = Instant::now();
+            self.finish(waiting, result, self.now);
             return;
         }
         self.barrier |= reply.is_transaction();

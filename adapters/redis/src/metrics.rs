@@ -35,7 +35,7 @@ const OCTAVES: usize = 18;
 struct CommandCounts {
     calls: AtomicU64,
     errors: [AtomicU64; ErrorClass::ALL.len()],
-    micros: AtomicU64,
+    nanos: AtomicU64,
     /// The last bucket holds what is longer than all.
     durations: [AtomicU64; OCTAVES + 1],
 }
@@ -69,11 +69,13 @@ fn read(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// Commands that were answered at about the same time with about the same latency: a pipeline's
-/// commands are counted by few atomic operations.
+/// Commands of one kind, one after another, whose latencies share a bucket: a pipeline's commands
+/// are counted by few atomic operations.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
     command: usize,
+    bucket: usize,
+    /// Of all together.
     latency: Duration,
     count: u64,
 }
@@ -81,19 +83,20 @@ pub(crate) struct Run {
 impl Run {
     /// Counts an answered command.
     pub(crate) fn add(&mut self, metrics: &Metrics, command: usize, latency: Duration) {
-        if self.count > 0 && (self.command != command || self.latency != latency) {
+        let bucket = Latencies::bucket(micros(latency));
+        if self.command != command || self.bucket != bucket {
             self.flush(metrics);
+            (self.command, self.bucket) = (command, bucket);
         }
-        self.command = command;
-        self.latency = latency;
+        self.latency += latency;
         self.count += 1;
     }
 
     /// Hands over what was counted.
     pub(crate) fn flush(&mut self, metrics: &Metrics) {
         if self.count > 0 {
-            metrics.answered(self.command, self.latency, self.count);
-            self.count = 0;
+            metrics.answered(self);
+            (self.latency, self.count) = (Duration::ZERO, 0);
         }
     }
 }
@@ -115,15 +118,15 @@ impl Metrics {
         }
     }
 
-    fn answered(&self, command: usize, latency: Duration, count: u64) {
-        let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        let counts = &self.commands[command];
-        counts.calls.fetch_add(count, Ordering::Relaxed);
-        counts
-            .micros
-            .fetch_add(micros.saturating_mul(count), Ordering::Relaxed);
-        counts.durations[octave(micros)].fetch_add(count, Ordering::Relaxed);
-        self.latencies[Latencies::bucket(micros)].fetch_add(count, Ordering::Relaxed);
+    fn answered(&self, run: &Run) {
+        let counts = &self.commands[run.command];
+        let nanos = u64::try_from(run.latency.as_nanos()).unwrap_or(u64::MAX);
+        counts.calls.fetch_add(run.count, Ordering::Relaxed);
+        counts.nanos.fetch_add(nanos, Ordering::Relaxed);
+        // Buckets of `latencies` lie within those of `durations`.
+        let octave = octave(Latencies::longest(run.bucket));
+        counts.durations[octave].fetch_add(run.count, Ordering::Relaxed);
+        self.latencies[run.bucket].fetch_add(run.count, Ordering::Relaxed);
     }
 
     /// Counts an error of a command that [`Run::add`] counts too.
@@ -139,7 +142,8 @@ impl Metrics {
                 let calls = read(&counts.calls);
                 let refused = read(&counts.errors[ErrorClass::Refused as usize]);
                 let failed: u64 = counts.errors.iter().map(read).sum::<u64>() - refused;
-                (calls > 0).then(|| (spec.lower, calls, read(&counts.micros), refused, failed))
+                let micros = read(&counts.nanos) / 1000;
+                (calls > 0).then_some((spec.lower, calls, micros, refused, failed))
             })
     }
 
@@ -162,7 +166,7 @@ impl Metrics {
         let zero = |counter: &AtomicU64| counter.store(0, Ordering::Relaxed);
         for counts in &self.commands {
             zero(&counts.calls);
-            zero(&counts.micros);
+            zero(&counts.nanos);
             counts.errors.iter().for_each(zero);
             counts.durations.iter().for_each(zero);
         }
@@ -175,6 +179,10 @@ impl Metrics {
             zero(counter);
         }
     }
+}
+
+fn micros(latency: Duration) -> u64 {
+    u64::try_from(latency.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn octave(micros: u64) -> usize {
@@ -264,7 +272,7 @@ impl Collector for Shown {
                     (bound, read(counter))
                 })
                 .collect();
-            let seconds = Duration::from_micros(read(&counts.micros)).as_secs_f64();
+            let seconds = Duration::from_nanos(read(&counts.nanos)).as_secs_f64();
             let seen = buckets.iter().map(|(_, count)| count).sum();
             family
                 .encode_family(&[("command", spec.lower)])?

@@ -20,6 +20,10 @@ pub(crate) const REDIS_VERSION: &str = "7.2.0";
 /// Databases of every server.
 pub(crate) const DATABASES: u8 = 16;
 
+/// For so long, or half of what is left of its deadline, INFO waits for the shards, and as long for
+/// the disk: clients ask for INFO before they use a connection, people when something is wrong.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// What the Redis door tells clients about the node and the cluster it is a part of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
@@ -103,12 +107,9 @@ pub(crate) fn wanted(args: &[Bytes]) -> Vec<&'static str> {
     plain.chain(extra).copied().collect()
 }
 
-/// The page of INFO.
-pub(crate) async fn page(
-    shared: Arc<Shared>,
-    ctx: Context,
-    sections: Vec<&'static str>,
-) -> Result<String, KvError> {
+/// The page of INFO. What is not known in time is left out, and a line says so.
+pub(crate) async fn page(shared: Arc<Shared>, ctx: Context, sections: Vec<&'static str>) -> String {
+    let patience = || ctx.child(PATIENCE.min(ctx.remaining() / 2));
     let facts = shared.facts.facts();
     let mut page = String::new();
     for (number, section) in sections.into_iter().enumerate() {
@@ -172,8 +173,8 @@ pub(crate) async fn page(
                 }
             }
             "cluster" => lines(&mut page, &[("cluster_enabled", "0".into())]),
-            "keyspace" => keyspace(&mut page, &shared, &ctx).await?,
-            "leadline" => leadline(&mut page, &shared, &facts, &ctx).await?,
+            "keyspace" => keyspace(&mut page, &shared, &patience()).await,
+            "leadline" => leadline(&mut page, &shared, &facts, &patience()).await,
             "commandstats" => {
                 for (name, calls, micros, refused, failed) in shared.metrics.per_command() {
                     let each = micros as f64 / calls as f64;
@@ -188,7 +189,15 @@ pub(crate) async fn page(
             _ => {}
         }
     }
-    Ok(page)
+    page
+}
+
+/// Why something is not known, in one word.
+fn why(error: &KvError) -> String {
+    match error.class() {
+        ErrorClass::NotApplied => "no_answer".into(),
+        class => class.label().into(),
+    }
 }
 
 fn writeln_crlf(page: &mut String, line: &str) {
@@ -290,7 +299,6 @@ fn stats(page: &mut String, shared: &Shared) {
             ("total_net_input_bytes", read(&metrics.bytes_in)),
             ("total_net_output_bytes", read(&metrics.bytes_out)),
             ("rejected_connections", read(&metrics.rejected)),
-            ("expired_keys", "0".into()),
             ("evicted_keys", "0".into()),
             ("keyspace_hits", "0".into()),
             ("keyspace_misses", "0".into()),
@@ -304,12 +312,7 @@ fn stats(page: &mut String, shared: &Shared) {
     );
 }
 
-async fn leadline(
-    page: &mut String,
-    shared: &Shared,
-    facts: &Facts,
-    ctx: &Context,
-) -> Result<(), KvError> {
+async fn disk_bytes(shared: &Shared, ctx: &Context) -> Result<u64, KvError> {
     let turn = ctx.run(shared.disk_look.clone().lock_owned()).await;
     let (turn, source) = (turn.map_err(KvError::NotApplied)?, shared.facts.clone());
     let looked = ctx.run(tokio::task::spawn_blocking(move || {
@@ -317,7 +320,14 @@ async fn leadline(
         source.disk_bytes()
     }));
     let looked = looked.await.map_err(KvError::NotApplied)?;
-    let disk_bytes = looked.map_err(|error| KvError::Storage(error.to_string()))?;
+    looked.map_err(|error| KvError::Storage(error.to_string()))
+}
+
+async fn leadline(page: &mut String, shared: &Shared, facts: &Facts, ctx: &Context) {
+    let disk = match disk_bytes(shared, ctx).await {
+        Ok(bytes) => ("disk_bytes", bytes.to_string()),
+        Err(error) => ("disk_unknown", why(&error)),
+    };
     lines(
         page,
         &[
@@ -330,7 +340,7 @@ async fn leadline(
             ("shards_led", facts.shards_led.to_string()),
             ("read_mode", facts.read_mode.clone()),
             ("storage_engine", facts.engine.clone()),
-            ("disk_bytes", disk_bytes.to_string()),
+            disk,
             (
                 "fallback_deadline_ms",
                 shared.settings().fallback_deadline.as_millis().to_string(),
@@ -345,14 +355,26 @@ async fn leadline(
             ),
         ],
     );
-    Ok(())
 }
 
-/// How many keys each database has, asked of every shard at once.
-async fn keyspace(page: &mut String, shared: &Shared, ctx: &Context) -> Result<(), KvError> {
-    let Some(spec) = commands::find(b"DBSIZE") else {
-        return Ok(());
+async fn keyspace(page: &mut String, shared: &Shared, ctx: &Context) {
+    let counts = match key_counts(shared, ctx).await {
+        Ok(counts) => counts,
+        Err(error) => return lines(page, &[("keyspace_unknown", why(&error))]),
     };
+    for (database, keys) in counts.into_iter().enumerate() {
+        if keys > 0 {
+            // How many have an expiry is not known, and 0 is Redis' word for an unknown `avg_ttl`.
+            // Some clients take a line for a list of fields only if it has two.
+            let value = format!("keys={keys},avg_ttl=0");
+            lines(page, &[(&format!("db{database}"), value)]);
+        }
+    }
+}
+
+/// How many keys each database has, asked of every shard at once: all of them or an error.
+async fn key_counts(shared: &Shared, ctx: &Context) -> Result<Vec<i64>, KvError> {
+    let spec = commands::find(b"DBSIZE").expect("DBSIZE is in the table");
     let counts = (0..DATABASES)
         .map(|database| {
             let args = vec![Bytes::from_static(b"DBSIZE")];
@@ -361,17 +383,13 @@ async fn keyspace(page: &mut String, shared: &Shared, ctx: &Context) -> Result<(
             Ok(shared.coordinator.submit(ctx, Arc::new(operation)))
         })
         .collect::<Result<Vec<_>, KvError>>()?;
-    let counts = futures::future::join_all(counts).await;
-    for (database, count) in counts.into_iter().enumerate() {
-        if let Ok(Reply::Integer(keys @ 1..)) = reply::decode(count?) {
-            lines(
-                page,
-                &[(
-                    &format!("db{database}"),
-                    format!("keys={keys},expires=0,avg_ttl=0"),
-                )],
-            );
-        }
-    }
-    Ok(())
+    let counts = ctx.run(futures::future::try_join_all(counts)).await;
+    counts
+        .map_err(KvError::NotApplied)??
+        .into_iter()
+        .map(|count| match reply::decode(count) {
+            Ok(Reply::Integer(keys)) => Ok(keys),
+            other => Err(KvError::Storage(format!("DBSIZE answered {other:?}"))),
+        })
+        .collect()
 }

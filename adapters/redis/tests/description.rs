@@ -2,9 +2,13 @@
 
 mod common;
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use common::Server;
+use bytes::Bytes;
+use common::{Gate, Server};
+use leadline_kv::KvError;
+use leadline_redis::RedisConfig;
 
 const OK: &str = "+OK\r\n";
 
@@ -44,5 +48,46 @@ async fn a_command_that_is_answered_at_once_took_time_too() {
     }
     let took: u128 = entry[4][1..].parse().unwrap();
     assert!((1..=longest).contains(&took), "{entry:?}");
+    server.stop().await;
+}
+
+/// A client library asks for INFO before it uses a connection.
+#[tokio::test]
+async fn info_does_not_wait_for_shards_without_a_leader() {
+    let gate = Arc::new(Gate::default());
+    let server = Server::over(gate.clone(), RedisConfig::default()).await;
+    let mut client = server.client().await;
+    let (page, asked) = tokio::join!(client.bulk("DEADLINE 200 INFO"), gate.next());
+    assert!(asked.ctx.remaining() <= Duration::from_millis(100));
+    for line in ["loading:0", "disk_bytes:4096", "keyspace_unknown:no_answer"] {
+        assert!(page.contains(&format!("{line}\r\n")), "{line}: {page}");
+    }
+    while gate.waiting() > 0 {
+        gate.next().await;
+    }
+    let refused = async {
+        for _ in 0..16 {
+            let asked = gate.next().await;
+            assert!(asked.ctx.remaining() <= Duration::from_secs(1));
+            let no_leader = Err(KvError::NoLeader { leader: None });
+            // The first is enough.
+            asked.reply.send(no_leader).ok();
+        }
+    };
+    let (page, ()) = tokio::join!(client.bulk("INFO"), refused);
+    assert!(page.contains("keyspace_unknown:no_leader\r\n"), "{page}");
+    // One database of which nothing is known is enough: the others would look complete.
+    let some = async {
+        for database in 0..16 {
+            let reply = if database == 3 {
+                Err(KvError::Stopping)
+            } else {
+                Ok(Bytes::from_static(b":7\r\n"))
+            };
+            gate.next().await.reply.send(reply).ok();
+        }
+    };
+    let (page, ()) = tokio::join!(client.bulk("INFO keyspace"), some);
+    assert_eq!(page, "# Keyspace\r\nkeyspace_unknown:no_leader\r\n");
     server.stop().await;
 }

@@ -125,7 +125,7 @@ fn info(_: &mut Session, args: &[Bytes]) -> Answered {
     Ok(Answer::Later(Box::new(move |session, ctx| {
         let (shared, ctx, resp) = (session.shared.clone(), ctx.clone(), session.resp);
         Ok(PendingReply::running(Box::pin(async move {
-            let page = info::page(shared, ctx, sections).await?;
+            let page = info::page(shared, ctx, sections).await;
             let mut out = bytes::BytesMut::new();
             reply::encode(&Reply::Verbatim("txt", Bytes::from(page)), resp, &mut out);
             Ok(out.freeze())

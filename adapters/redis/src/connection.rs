@@ -656,8 +656,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let took = self.now.saturating_duration_since(begun.now);
         let metrics = &self.session.shared.metrics;
         self.run.add(metrics, begun.command, took);
-        if matches!(reply, Reply::Error(_)) {
-            metrics.failed(begun.command, ErrorClass::Refused);
+        if let Reply::Error(line) = reply {
+            metrics.failed(begun.command, ErrorClass::Refused, line);
         }
         if !begun.silent {
             self.output.append(|tail| reply::encode(reply, resp, tail));
@@ -780,18 +780,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let shared = &self.session.shared;
         match result {
             Ok(bytes) => {
-                if bytes.first() == Some(&b'-') {
-                    shared.metrics.failed(waiting.command, ErrorClass::Refused);
+                if let Some(line) = bytes.strip_prefix(b"-") {
+                    let refused = ErrorClass::Refused;
+                    shared.metrics.failed(waiting.command, refused, line);
                 }
                 if !waiting.silent {
                     self.output.push(bytes);
                 }
             }
             Err(error) => {
-                shared.metrics.failed(waiting.command, error.class());
+                let line = error::line(&error);
+                let metrics = &shared.metrics;
+                metrics.failed(waiting.command, error.class(), &line);
                 self.session.unsettled |= matches!(error, KvError::Unknown(_));
                 if !waiting.silent {
-                    let reply = Reply::Error(error::line(&error));
+                    let reply = Reply::Error(line);
                     let resp = self.session.resp;
                     self.output.append(|tail| reply::encode(&reply, resp, tail));
                 }

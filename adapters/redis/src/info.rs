@@ -141,10 +141,8 @@ pub(crate) async fn page(shared: Arc<Shared>, ctx: Context, sections: Vec<&'stat
                 &mut page,
                 &[
                     ("role", "master".into()),
-                    (
-                        "connected_slaves",
-                        facts.voters.saturating_sub(1).to_string(),
-                    ),
+                    // As ROLE has it: other nodes are no replicas that a client could turn to.
+                    ("connected_slaves", "0".into()),
                     ("master_failover_state", "no-failover".into()),
                     ("master_replid", facts.run_id()),
                     ("master_repl_offset", "0".into()),
@@ -163,13 +161,9 @@ pub(crate) async fn page(shared: Arc<Shared>, ctx: Context, sections: Vec<&'stat
                 );
             }
             "errorstats" => {
-                let (_, errors) = shared.metrics.totals();
-                for class in ErrorClass::ALL {
-                    let count = errors[class as usize];
-                    if count > 0 {
-                        let name = format!("errorstat_{}", class.label());
-                        lines(&mut page, &[(&name, format!("count={count}"))]);
-                    }
+                for (word, count) in shared.metrics.error_words() {
+                    let name = format!("errorstat_{word}");
+                    lines(&mut page, &[(&name, format!("count={count}"))]);
                 }
             }
             "cluster" => lines(&mut page, &[("cluster_enabled", "0".into())]),
@@ -295,13 +289,11 @@ fn stats(page: &mut String, shared: &Shared) {
         &[
             ("total_connections_received", read(&metrics.opened)),
             ("total_commands_processed", calls.to_string()),
-            ("instantaneous_ops_per_sec", "0".into()),
+            ("instantaneous_ops_per_sec", read(&metrics.per_second)),
             ("total_net_input_bytes", read(&metrics.bytes_in)),
             ("total_net_output_bytes", read(&metrics.bytes_out)),
             ("rejected_connections", read(&metrics.rejected)),
             ("evicted_keys", "0".into()),
-            ("keyspace_hits", "0".into()),
-            ("keyspace_misses", "0".into()),
             ("pubsub_channels", "0".into()),
             ("pubsub_patterns", "0".into()),
             (

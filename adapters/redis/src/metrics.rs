@@ -13,22 +13,33 @@
 //! | `leadline_redis_blocked_clients` | in BLPOP and its like now |
 //! | `leadline_redis_received_bytes_total`, `leadline_redis_sent_bytes_total` | socket traffic |
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use leadline_kv::{DoorStatistics, DoorStats, ErrorClass, Latencies};
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use tokio::time::Instant;
 
 use crate::commands;
 
 /// Command histograms have a bucket per power of two of microseconds, from 2^6 to 2^23.
 const FIRST_OCTAVE: u32 = 6;
 const OCTAVES: usize = 18;
+
+/// First words of errors that are counted each for itself, as in Redis; those of scripts are anyone's.
+const ERROR_WORDS: usize = 128;
+const LONGEST_ERROR_WORD: usize = 32;
+const OTHER_ERRORS: &str = "OTHER";
+
+/// Looks at the rate of commands that come closer together are one: every listener looks.
+const CLOSE_LOOKS: Duration = Duration::from_millis(500);
 
 /// Counters of one command.
 #[derive(Debug, Default)]
@@ -45,6 +56,11 @@ pub(crate) struct Metrics {
     /// The last is for requests that name no command.
     commands: Vec<CommandCounts>,
     latencies: [AtomicU64; Latencies::BUCKETS],
+    error_words: Mutex<BTreeMap<String, u64>>,
+    /// When commands were counted last, and how many there had been.
+    last_look: Mutex<(Instant, u64)>,
+    /// Commands a second between the last two looks.
+    pub(crate) per_second: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) opened: AtomicU64,
     pub(crate) rejected: AtomicU64,
@@ -108,6 +124,9 @@ impl Metrics {
                 .map(|_| CommandCounts::default())
                 .collect(),
             latencies: [const { AtomicU64::new(0) }; Latencies::BUCKETS],
+            error_words: Mutex::default(),
+            last_look: Mutex::new((Instant::now(), 0)),
+            per_second: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             opened: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
@@ -129,9 +148,43 @@ impl Metrics {
         self.latencies[run.bucket].fetch_add(run.count, Ordering::Relaxed);
     }
 
-    /// Counts an error of a command that [`Run::add`] counts too.
-    pub(crate) fn failed(&self, command: usize, class: ErrorClass) {
+    /// Counts an error of a command that [`Run::add`] counts too; `line` is without its `-`.
+    pub(crate) fn failed(&self, command: usize, class: ErrorClass, line: &[u8]) {
         count(&self.commands[command].errors[class as usize]);
+        let word = line.split(|byte| b" \r\n".contains(byte)).next();
+        let word = word
+            .filter(|word| (1..=LONGEST_ERROR_WORD).contains(&word.len()))
+            .filter(|word| word.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_'))
+            .and_then(|word| std::str::from_utf8(word).ok())
+            .unwrap_or(OTHER_ERRORS);
+        let mut words = self.error_words.lock();
+        if let Some(count) = words.get_mut(word) {
+            *count += 1;
+            return;
+        }
+        let full = words.len() >= ERROR_WORDS;
+        let word = if full { OTHER_ERRORS } else { word };
+        *words.entry(word.to_owned()).or_default() += 1;
+    }
+
+    /// First words of the errors given, such as `WRONGTYPE`, and how many there were of each.
+    pub(crate) fn error_words(&self) -> BTreeMap<String, u64> {
+        self.error_words.lock().clone()
+    }
+
+    /// Called every second or so: measures [`Metrics::per_second`].
+    pub(crate) fn look(&self, now: Instant) {
+        let mut last = self.last_look.lock();
+        let elapsed = now.saturating_duration_since(last.0);
+        if elapsed < CLOSE_LOOKS {
+            return;
+        }
+        let (calls, _) = self.totals();
+        // Fewer than before after CONFIG RESETSTAT.
+        let rate = calls.saturating_sub(last.1) as f64 / elapsed.as_secs_f64();
+        self.per_second
+            .store(rate.round() as u64, Ordering::Relaxed);
+        *last = (now, calls);
     }
 
     /// Calls, microseconds, refused and failed calls of each command that was called.
@@ -170,6 +223,7 @@ impl Metrics {
             counts.errors.iter().for_each(zero);
             counts.durations.iter().for_each(zero);
         }
+        self.error_words.lock().clear();
         for counter in [
             &self.opened,
             &self.rejected,
@@ -358,5 +412,35 @@ mod tests {
             last.contains("le=\"+Inf\"") && last.ends_with(" 2"),
             "{last}"
         );
+    }
+
+    #[test]
+    fn the_rate_is_that_between_the_last_two_looks() {
+        let metrics = Metrics::new();
+        let rate = || metrics.per_second.load(Ordering::Relaxed);
+        let mut now = metrics.last_look.lock().0;
+        let mut look = |commands: u32, millis: u64| {
+            let mut run = Run::default();
+            for _ in 0..commands {
+                run.add(&metrics, 0, Duration::ZERO);
+            }
+            run.flush(&metrics);
+            now += Duration::from_millis(millis);
+            metrics.look(now);
+        };
+        for (commands, millis, expected) in [
+            (100, 1000, 100),
+            // By another listener: too close to the last.
+            (10, 400, 100),
+            (50, 600, 60),
+            (500, 2000, 250),
+            (0, 1000, 0),
+        ] {
+            look(commands, millis);
+            assert_eq!(rate(), expected, "{commands} in {millis} ms");
+        }
+        metrics.reset();
+        look(7, 1000);
+        assert_eq!(rate(), 0, "not known across CONFIG RESETSTAT");
     }
 }

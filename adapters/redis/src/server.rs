@@ -247,6 +247,7 @@ impl RedisServer {
                 biased;
                 () = self.stopping.cancelled() => return,
                 _ = tick.tick() => {
+                    self.shared.metrics.look(Instant::now());
                     self.close_idle_and_stuck();
                     continue;
                 }

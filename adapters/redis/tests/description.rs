@@ -91,3 +91,78 @@ async fn info_does_not_wait_for_shards_without_a_leader() {
     assert_eq!(page, "# Keyspace\r\nkeyspace_unknown:no_leader\r\n");
     server.stop().await;
 }
+
+#[tokio::test]
+async fn info_shows_what_is_true_and_leaves_out_what_it_does_not_know() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let wrong = "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n";
+    for (line, reply) in [
+        ("RPUSH l a", ":1\r\n"),
+        ("GET l", wrong),
+        ("INCR l", wrong),
+        (
+            "INCRBY l x",
+            "-ERR value is not an integer or out of range\r\n",
+        ),
+        ("HELLO 4", "-NOPROTO unsupported protocol version\r\n"),
+    ] {
+        client.ask(line, reply).await;
+    }
+    let page = client.bulk("INFO everything").await;
+    for line in [
+        "errorstat_ERR:count=1",
+        "errorstat_NOPROTO:count=1",
+        "errorstat_WRONGTYPE:count=2",
+        "total_error_replies:4",
+        "connected_slaves:0",
+        "db0:keys=1,avg_ttl=0",
+        "redis_mode:standalone",
+        "loading:0",
+        "maxmemory:0",
+    ] {
+        assert!(page.contains(&format!("{line}\r\n")), "{line}: {page}");
+    }
+    for name in [
+        "redis_version",
+        "tcp_port",
+        "uptime_in_seconds",
+        "connected_clients",
+        "used_memory",
+        "total_commands_processed",
+        "instantaneous_ops_per_sec",
+    ] {
+        assert!(field(&page, name, ':').is_some(), "{name}: {page}");
+    }
+    for name in [
+        "keyspace_hits",
+        "keyspace_misses",
+        "expired_keys",
+        "errorstat_refused",
+        "expires=",
+    ] {
+        assert!(!page.contains(name), "{name}: {page}");
+    }
+    client.ask("CONFIG RESETSTAT", OK).await;
+    let page = client.bulk("INFO errorstats").await;
+    assert_eq!(page, "# Errorstats\r\n");
+    server.stop().await;
+}
+
+/// Whoever makes up errors in scripts does not make INFO grow.
+#[tokio::test]
+async fn errors_of_scripts_are_counted_by_a_bounded_number_of_words() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    for number in 0..300 {
+        let script = format!("EVAL \"return redis.error_reply('CODE{number} why')\" 0");
+        client.ask(&script, &format!("-CODE{number} why\r\n")).await;
+    }
+    let page = client.bulk("INFO errorstats").await;
+    let lines = || page.lines().filter(|line| line.starts_with("errorstat_"));
+    assert!(page.contains("errorstat_CODE0:count=1\r\n"), "{page}");
+    assert!(lines().count() <= 129, "{page}");
+    let counted = lines().filter_map(|line| line.split_once("count=")?.1.parse::<u32>().ok());
+    assert_eq!(counted.sum::<u32>(), 300, "{page}");
+    server.stop().await;
+}

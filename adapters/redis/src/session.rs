@@ -171,6 +171,13 @@ pub(crate) fn run_subcommand(
     (subcommand.run)(session, args)
 }
 
+/// Too many arguments for a subcommand, as Redis says it where arity alone cannot tell.
+pub(crate) fn wrong_subcommand(container: &str, subcommand: &str) -> ReplyError {
+    ReplyError::err(format_args!(
+        "unknown subcommand or wrong number of arguments for '{subcommand}'. Try {container} HELP."
+    ))
+}
+
 fn help(container: &str, subcommands: &[Subcommand]) -> Reply {
     let mut lines = vec![format!(
         "{container} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:"

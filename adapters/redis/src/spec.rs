@@ -204,7 +204,7 @@ impl Spec {
         self
     }
 
-    /// The same, never refused for want of room: it only frees.
+    /// The same, never refused for want of room: it frees or moves.
     pub(crate) const fn frees(mut self) -> Self {
         self.flags.denyoom = false;
         self

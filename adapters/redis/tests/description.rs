@@ -166,3 +166,81 @@ async fn errors_of_scripts_are_counted_by_a_bounded_number_of_words() {
     assert_eq!(counted.sum::<u32>(), 300, "{page}");
     server.stop().await;
 }
+
+/// Compared with Redis 7.0; what COMMAND INFO says of each command is in `commands/command.rs`.
+#[tokio::test]
+async fn commands_are_found_by_category_by_subcommand_and_by_their_keys() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let no_keys = "-ERR The command has no key arguments\r\n";
+    for (line, reply) in [
+        ("ACL CAT foo", "-ERR Unknown category 'foo'\r\n"),
+        (
+            "ACL CAT @transaction",
+            "-ERR Unknown category '@transaction'\r\n",
+        ),
+        (
+            "ACL CAT a b",
+            "-ERR unknown subcommand or wrong number of arguments for 'CAT'. Try ACL HELP.\r\n",
+        ),
+        (
+            "ACL CAT transaction",
+            "*5\r\n$7\r\ndiscard\r\n$4\r\nexec\r\n$5\r\nmulti\r\n$7\r\nunwatch\r\n$5\r\nwatch\r\n",
+        ),
+        (
+            "COMMAND LIST FILTERBY ACLCAT Transaction",
+            "*5\r\n$7\r\ndiscard\r\n$4\r\nexec\r\n$5\r\nmulti\r\n$7\r\nunwatch\r\n$5\r\nwatch\r\n",
+        ),
+        (
+            "COMMAND LIST FILTERBY PATTERN config|?et",
+            "*2\r\n$10\r\nconfig|get\r\n$10\r\nconfig|set\r\n",
+        ),
+        ("COMMAND GETKEYS MEMORY USAGE a", "*1\r\n$1\r\na\r\n"),
+        ("COMMAND GETKEYS MEMORY DOCTOR", no_keys),
+        (
+            "COMMAND GETKEYS MEMORY NOSUCH a",
+            "-ERR Invalid command specified\r\n",
+        ),
+        ("COMMAND GETKEYS OBJECT ENCODING a", "*1\r\n$1\r\na\r\n"),
+        ("COMMAND GETKEYS DEADLINE 100 GET a", "*1\r\n$1\r\na\r\n"),
+        ("COMMAND GETKEYS DEADLINE 100 PING", no_keys),
+        (
+            "COMMAND GETKEYSANDFLAGS DEADLINE 100 SET a b",
+            "*1\r\n*2\r\n$1\r\na\r\n*1\r\n+RW\r\n",
+        ),
+        (
+            "COMMAND GETKEYSANDFLAGS MEMORY USAGE a",
+            "*1\r\n*2\r\n$1\r\na\r\n*1\r\n+RO\r\n",
+        ),
+        (
+            "COMMAND INFO CONFIG|GET nosuch|get",
+            "*2\r\n*10\r\n$10\r\nconfig|get\r\n:-3\r\n\
+             *4\r\n+admin\r\n+noscript\r\n+loading\r\n+stale\r\n:0\r\n:0\r\n:0\r\n\
+             *3\r\n+@admin\r\n+@dangerous\r\n+@slow\r\n*0\r\n*0\r\n*0\r\n*-1\r\n",
+        ),
+    ] {
+        client.ask(line, reply).await;
+    }
+    server.stop().await;
+}
+
+/// In RESP3, where sets differ from arrays.
+#[tokio::test]
+async fn a_row_of_command_info_is_made_of_sets_of_words() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    client.send("HELLO 3\r\nPING\r\n").await;
+    while client.line().await != "+PONG" {}
+    client
+        .ask(
+            "COMMAND INFO get",
+            "*1\r\n*10\r\n$3\r\nget\r\n:2\r\n~2\r\n+readonly\r\n+fast\r\n:1\r\n:1\r\n:1\r\n\
+             ~3\r\n+@string\r\n+@read\r\n+@fast\r\n~0\r\n\
+             ~1\r\n%3\r\n$5\r\nflags\r\n~1\r\n+RO\r\n\
+             $12\r\nbegin_search\r\n%2\r\n$4\r\ntype\r\n$5\r\nindex\r\n$4\r\nspec\r\n%1\r\n$5\r\nindex\r\n:1\r\n\
+             $9\r\nfind_keys\r\n%2\r\n$4\r\ntype\r\n$5\r\nrange\r\n$4\r\nspec\r\n\
+             %3\r\n$7\r\nlastkey\r\n:0\r\n$7\r\nkeystep\r\n:1\r\n$5\r\nlimit\r\n:0\r\n~0\r\n",
+        )
+        .await;
+    server.stop().await;
+}

@@ -68,7 +68,8 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::Exactly(3),
         BOTH,
         |args| Rename::parse(args, false),
-    ),
+    )
+    .frees(),
     Spec::write(
         "RENAMENX",
         "renamenx",
@@ -77,7 +78,8 @@ pub(super) const SPECS: &[Spec] = &[
         BOTH,
         |args| Rename::parse(args, true),
     )
-    .fast(),
+    .fast()
+    .frees(),
     Spec::write(
         "COPY",
         "copy",
@@ -94,7 +96,8 @@ pub(super) const SPECS: &[Spec] = &[
         Keys::At(1),
         Move::parse,
     )
-    .fast(),
+    .fast()
+    .frees(),
     Spec::read(
         "OBJECT",
         "object",

@@ -179,7 +179,8 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::AtLeast(3),
         KEYS_THEN_TIMEOUT,
         |args| blocking_pop(args, End::Left),
-    ),
+    )
+    .frees(),
     Spec::blocking(
         "BRPOP",
         "brpop",
@@ -187,7 +188,8 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::AtLeast(3),
         KEYS_THEN_TIMEOUT,
         |args| blocking_pop(args, End::Right),
-    ),
+    )
+    .frees(),
     Spec::blocking(
         "BLMOVE",
         "blmove",
@@ -211,7 +213,8 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::AtLeast(5),
         Keys::Counted(2),
         blocking_multi_pop::<End>,
-    ),
+    )
+    .frees(),
     Spec::write(
         End::ATTEMPT_POP,
         "leadline.bpop",

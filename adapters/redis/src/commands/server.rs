@@ -3,17 +3,18 @@
 use bytes::Bytes;
 use leadline_kv::PendingReply;
 
+use super::command::{CATEGORIES, in_category};
 use crate::args::{Args, parse_integer};
 use crate::info;
 use crate::reply::{self, Reply, ReplyError};
 use crate::rows::{Db, Value};
-use crate::session::{Answer, Session};
+use crate::session::{Answer, Session, wrong_subcommand};
 use crate::spec::{Arity, Command, ConnectionCommand, Keys, Spec, Subcommand};
 
 type Answered = Result<Answer, ReplyError>;
 
 pub(super) const SPECS: &[Spec] = &[
-    Spec::container("ACL", "acl", "server", ACL).admin(),
+    Spec::container("ACL", "acl", "server", ACL),
     refused("BGREWRITEAOF", "bgrewriteaof", |_, _| {
         no("the log compacts itself")
     }),
@@ -173,30 +174,9 @@ const ACL: &[Subcommand] = &[
         "CAT",
         "acl|cat",
         Arity::AtLeast(2),
-        "",
-        "List the categories of commands.",
-        |_, _| {
-            Ok(Reply::bulks(
-                [
-                    "keyspace",
-                    "read",
-                    "write",
-                    "set",
-                    "sortedset",
-                    "list",
-                    "hash",
-                    "string",
-                    "admin",
-                    "fast",
-                    "slow",
-                    "blocking",
-                    "dangerous",
-                    "connection",
-                ]
-                .map(|name| Bytes::from_static(name.as_bytes())),
-            )
-            .into())
-        },
+        "[<category>]",
+        "List the categories of commands, or the commands of a category.",
+        acl_cat,
     ),
     subcommand(
         "LIST",
@@ -233,6 +213,22 @@ const ACL: &[Subcommand] = &[
         |_, _| Ok(text("default").into()),
     ),
 ];
+
+/// `ACL CAT [category]`
+fn acl_cat(_: &mut Session, args: &[Bytes]) -> Answered {
+    let names = match &args[2..] {
+        [] => CATEGORIES.to_vec(),
+        [category] => in_category(category).collect(),
+        _ => return Err(wrong_subcommand("ACL", "CAT")),
+    };
+    if names.is_empty() {
+        let category = String::from_utf8_lossy(&args[2][..args[2].len().min(128)]);
+        let error = format_args!("Unknown category '{category}'");
+        return Err(ReplyError::err(error));
+    }
+    let names = names.into_iter().map(str::as_bytes);
+    Ok(Reply::bulks(names.map(Bytes::from_static)).into())
+}
 
 const CONFIG: &[Subcommand] = &[
     subcommand(

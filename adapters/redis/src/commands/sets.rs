@@ -76,7 +76,8 @@ pub(super) const SPECS: &[Spec] = &[
         TWO_KEYS,
         Move::parse,
     )
-    .fast(),
+    .fast()
+    .frees(),
     Spec::write(
         "SPOP",
         "spop",

@@ -28,7 +28,7 @@ pub(super) const SPECS: &[Spec] = &[
     Spec::read(
         VERSIONS,
         "watch.versions",
-        "transactions",
+        "transaction",
         Arity::AtLeast(2),
         EVERY,
         Versions::parse,
@@ -50,7 +50,7 @@ const fn connection(
     arity: Arity,
     run: crate::spec::ConnectionCommand,
 ) -> Spec {
-    Spec::connection(name, lower, "transactions", arity, run)
+    Spec::connection(name, lower, "transaction", arity, run)
 }
 
 /// `MULTI`

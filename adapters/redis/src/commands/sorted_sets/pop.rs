@@ -49,7 +49,9 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::AtLeast(3),
         KEYS_THEN_TIMEOUT,
         |args| blocking_pop(args, End::Min),
-    ),
+    )
+    .fast()
+    .frees(),
     Spec::blocking(
         "BZPOPMAX",
         "bzpopmax",
@@ -57,7 +59,9 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::AtLeast(3),
         KEYS_THEN_TIMEOUT,
         |args| blocking_pop(args, End::Max),
-    ),
+    )
+    .fast()
+    .frees(),
     Spec::blocking(
         "BZMPOP",
         "bzmpop",
@@ -65,7 +69,8 @@ pub(super) const SPECS: &[Spec] = &[
         Arity::AtLeast(5),
         Keys::Counted(2),
         blocking_multi_pop::<End>,
-    ),
+    )
+    .frees(),
     Spec::write(
         End::ATTEMPT_POP,
         "leadline.bzpop",

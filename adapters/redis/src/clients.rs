@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -57,6 +57,10 @@ pub(crate) struct Client {
     pub(crate) resp: AtomicU8,
     pub(crate) no_evict: AtomicBool,
     pub(crate) no_touch: AtomicBool,
+    /// Commands queued since MULTI; -1: there is none.
+    pub(crate) queued: AtomicI64,
+    /// Keys that WATCH has named.
+    pub(crate) watching: AtomicUsize,
     /// Milliseconds after `began` of the last request, and of the last byte that moved while output
     /// waited (0: none waits).
     last_request: AtomicU64,
@@ -81,6 +85,8 @@ impl Client {
             resp: AtomicU8::new(2),
             no_evict: AtomicBool::new(false),
             no_touch: AtomicBool::new(false),
+            queued: AtomicI64::new(-1),
+            watching: AtomicUsize::new(0),
             last_request: AtomicU64::new(0),
             stuck_since: AtomicU64::new(0),
             last_command: AtomicUsize::new(usize::MAX),
@@ -167,23 +173,44 @@ impl Client {
         Duration::from_millis(self.millis(now).saturating_sub(last))
     }
 
+    /// Letters for what is set, as in CLIENT LIST.
+    fn flags(&self) -> String {
+        let flags: String = [
+            ('x', self.queued.load(Ordering::Relaxed) >= 0),
+            ('b', self.is_blocked()),
+            ('e', self.no_evict.load(Ordering::Relaxed)),
+            ('T', self.no_touch.load(Ordering::Relaxed)),
+        ]
+        .into_iter()
+        .filter_map(|(letter, set)| set.then_some(letter))
+        .collect();
+        if flags.is_empty() { "N".into() } else { flags }
+    }
+
+    /// No MULTI any more, and nothing watched.
+    pub(crate) fn transaction_is_over(&self) {
+        self.queued.store(-1, Ordering::Relaxed);
+        self.watching.store(0, Ordering::Relaxed);
+    }
+
     /// One line of CLIENT LIST.
     pub(crate) fn describe(&self, now: Instant) -> String {
         let names = self.names.lock().clone();
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
-        let blocked = self.is_blocked();
+        let queued = self.queued.load(Ordering::Relaxed);
         let output = self.output.load(Ordering::Relaxed);
         let input = self.input.load(Ordering::Relaxed);
         let mut line = format!(
-            "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={} db={} sub=0 psub=0 ssub=0 multi=-1",
+            "id={} addr={} laddr={} fd=-1 name={} age={} idle={} flags={} db={} sub=0 psub=0 ssub=0 multi={queued} watch={}",
             self.id,
             self.address,
             self.local,
             text(&names.name),
             self.millis(now) / 1000,
             self.idle_for(now).as_secs(),
-            if blocked { "b" } else { "N" },
+            self.flags(),
             self.database.load(Ordering::Relaxed),
+            self.watching.load(Ordering::Relaxed),
         );
         // Writing to a String cannot fail.
         write!(

@@ -65,6 +65,8 @@ const HALF_CLOSED: Duration = Duration::from_millis(250);
 /// Above this, a connection gives way when the memory of all together is spent.
 const MODEST: usize = 256 * 1024;
 
+const NOAUTH: &str = "NOAUTH Authentication required.";
+
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -315,21 +317,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let begun = self.begun(command, now, size);
         if !spec.arity.admits(args.len()) {
             self.spoil();
-            let mut error = ReplyError::Arity(spec.lower.into());
-            if spec.name == "EXEC" && self.session.multi.take().is_some() {
-                self.session.watched.clear();
-                error = ReplyError::Line(format!(
-                    "EXECABORT Transaction discarded because of: wrong number of arguments for '{}' command",
-                    spec.lower
-                ));
+            let arity = ReplyError::Arity(spec.lower.into());
+            if spec.name == "EXEC" {
+                let why = arity.to_string();
+                return self.abort(begun, why.trim_start_matches("ERR "));
             }
-            self.refuse(begun, error);
+            self.refuse(begun, arity);
             return;
         }
         if !self.session.authenticated && !spec.flags.no_auth {
             self.spoil();
-            let error = ReplyError::Line("NOAUTH Authentication required.".into());
-            self.refuse(begun, error);
+            if spec.name == "EXEC" {
+                return self.abort(begun, NOAUTH);
+            }
+            self.refuse(begun, ReplyError::Line(NOAUTH.into()));
             return;
         }
         if self.session.multi.is_some() && !is_done_at_once(spec, &args) {
@@ -373,6 +374,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         };
         if let Some(multi) = &mut self.session.multi {
             multi.queue(spec, args);
+            let queued = i64::try_from(multi.commands.len()).unwrap_or(i64::MAX);
+            let client = &self.session.client;
+            client.queued.store(queued, Ordering::Relaxed);
         }
         match found {
             None => self.answer(begun, &Reply::Simple("QUEUED")),
@@ -389,6 +393,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(multi) = &mut self.session.multi {
             multi.failed = true;
         }
+    }
+
+    /// An EXEC was refused itself: that ends the MULTI, if there is one.
+    fn abort(&mut self, begun: Begun, why: &str) {
+        self.session.multi = None;
+        self.session.watched.clear();
+        self.session.client.transaction_is_over();
+        let line = format!("EXECABORT Transaction discarded because of: {why}");
+        self.refuse(begun, ReplyError::Line(line));
     }
 
     /// Runs the commands of the MULTI as one operation.
@@ -584,7 +597,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.later(begun, begin, own);
                 self.barrier = !self.queue.is_empty();
             }
-            Ok(Answer::Exec) => self.exec(begun, own, ctx),
+            Ok(Answer::Exec) => {
+                self.exec(begun, own, ctx);
+                self.session.client.transaction_is_over();
+            }
             Ok(Answer::Acknowledged(count)) => {
                 // What it says depends on the outcomes before it: decided when its turn comes.
                 let turn = PendingReply::ready(Ok(Bytes::new()));

@@ -121,6 +121,7 @@ impl Session {
     pub(crate) fn reset(&mut self) {
         self.multi = None;
         self.watched.clear();
+        self.client.transaction_is_over();
         self.select(0);
         self.speak(Resp::V2);
         self.deadline = None;

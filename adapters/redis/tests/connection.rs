@@ -162,6 +162,10 @@ async fn a_password_is_asked_for_before_anything_else() {
     for (line, reply) in [
         ("GET k", "-NOAUTH Authentication required.\r\n"),
         ("PING", "-NOAUTH Authentication required.\r\n"),
+        (
+            "EXEC",
+            "-EXECABORT Transaction discarded because of: NOAUTH Authentication required.\r\n",
+        ),
         ("AUTH secre", wrong),
         ("AUTH secretx", wrong),
         ("AUTH other secret", wrong),

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{Gate, Server};
+use common::{Client, Gate, Server, until};
 use leadline_kv::KvError;
 use leadline_redis::RedisConfig;
 
 const OK: &str = "+OK\r\n";
+const QUEUED: &str = "+QUEUED\r\n";
 
 /// The value of a field in a page of INFO or a line of CLIENT LIST.
 fn field<'a>(page: &'a str, name: &str, separator: char) -> Option<&'a str> {
@@ -164,6 +165,51 @@ async fn errors_of_scripts_are_counted_by_a_bounded_number_of_words() {
     assert!(lines().count() <= 129, "{page}");
     let counted = lines().filter_map(|line| line.split_once("count=")?.1.parse::<u32>().ok());
     assert_eq!(counted.sum::<u32>(), 300, "{page}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn client_list_shows_who_is_in_a_multi_and_who_waits() {
+    let server = Server::start().await;
+    let (mut client, mut other) = (server.client().await, server.client().await);
+    async fn shown(other: &mut Client) -> String {
+        let list = other.bulk("CLIENT LIST ID 1").await;
+        ["flags", "multi", "watch"]
+            .map(|name| field(&list, name, '=').unwrap_or("none").to_owned())
+            .join(" ")
+    }
+    for (line, reply, expected) in [
+        ("PING", "+PONG\r\n", "N -1 0"),
+        ("WATCH a b", OK, "N -1 2"),
+        ("WATCH c", OK, "N -1 3"),
+        ("MULTI", OK, "x 0 3"),
+        ("GET a", QUEUED, "x 1 3"),
+        ("CLIENT ID", QUEUED, "x 2 3"),
+        ("EXEC", "*2\r\n$-1\r\n:1\r\n", "N -1 0"),
+        ("WATCH a", OK, "N -1 1"),
+        ("UNWATCH", OK, "N -1 0"),
+        ("MULTI", OK, "x 0 0"),
+        ("DISCARD", OK, "N -1 0"),
+        ("MULTI", OK, "x 0 0"),
+        ("RESET", "+RESET\r\n", "N -1 0"),
+        ("MULTI", OK, "x 0 0"),
+        (
+            "EXEC now",
+            "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n",
+            "N -1 0",
+        ),
+        ("CLIENT NO-EVICT ON", OK, "e -1 0"),
+        ("CLIENT NO-TOUCH ON", OK, "eT -1 0"),
+        ("MULTI", OK, "xeT 0 0"),
+        ("RESET", "+RESET\r\n", "N -1 0"),
+    ] {
+        client.ask(line, reply).await;
+        assert_eq!(shown(&mut other).await, expected, "{line}");
+    }
+    client.send("BLPOP nothing 0\r\n").await;
+    let statistics = server.statistics();
+    until("blocked", || statistics.stats().waiting == 1).await;
+    assert_eq!(shown(&mut other).await, "b -1 0");
     server.stop().await;
 }
 

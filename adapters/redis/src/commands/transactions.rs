@@ -3,6 +3,7 @@
 //! A version is the stamp of a key's first row. It survives a change of leader, so a WATCH does too.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use leadline_kv::PendingReply;
@@ -59,6 +60,7 @@ fn multi(session: &mut Session, _: &[Bytes]) -> Result<Answer, ReplyError> {
         return Err(ReplyError::err("MULTI calls can not be nested"));
     }
     session.multi = Some(Multi::default());
+    session.client.queued.store(0, Ordering::Relaxed);
     Ok(Reply::OK.into())
 }
 
@@ -68,12 +70,14 @@ fn discard(session: &mut Session, _: &[Bytes]) -> Result<Answer, ReplyError> {
         return Err(ReplyError::err("DISCARD without MULTI"));
     }
     session.watched.clear();
+    session.client.transaction_is_over();
     Ok(Reply::OK.into())
 }
 
 /// `UNWATCH`
 fn unwatch(session: &mut Session, _: &[Bytes]) -> Result<Answer, ReplyError> {
     session.watched.clear();
+    session.client.watching.store(0, Ordering::Relaxed);
     Ok(Reply::OK.into())
 }
 
@@ -83,6 +87,8 @@ fn watch(session: &mut Session, args: &[Bytes]) -> Result<Answer, ReplyError> {
         return Err(ReplyError::err("WATCH inside MULTI is not allowed"));
     }
     let database = session.database;
+    let count = args.len() - 1;
+    session.client.watching.fetch_add(count, Ordering::Relaxed);
     let keys = args[1..]
         .iter()
         .map(|key| first_row_key(database, key))

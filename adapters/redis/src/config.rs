@@ -2,6 +2,8 @@
 //!
 //! CONFIG SET changes this node only, until it stops.
 
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::glob;
@@ -54,7 +56,7 @@ pub(crate) struct Settings {
 }
 
 /// Changes a parameter, or says what is wrong with the value.
-type Set = fn(&mut Settings, &[u8]) -> Result<(), &'static str>;
+type Set = fn(&mut Settings, &[u8]) -> Result<(), Cow<'static, str>>;
 
 /// One parameter of CONFIG.
 struct Parameter {
@@ -72,16 +74,29 @@ const fn fixed(name: &'static str, get: fn(&Settings) -> String) -> Parameter {
     }
 }
 
-const NOT_INTEGER: &str = "argument couldn't be parsed into an integer";
-const OUT_OF_RANGE: &str = "argument must be between the limits of this parameter";
+/// A number within `limits`.
+fn number(text: &[u8], limits: RangeInclusive<i64>) -> Result<i64, Cow<'static, str>> {
+    let number = crate::args::parse_integer(text);
+    within(
+        number.ok_or("argument couldn't be parsed into an integer")?,
+        limits,
+    )
+}
 
-fn number<T: TryFrom<i64>>(text: &[u8]) -> Result<T, &'static str> {
-    let number = crate::args::parse_integer(text).ok_or(NOT_INTEGER)?;
-    T::try_from(number).map_err(|_| OUT_OF_RANGE)
+fn within(number: i64, limits: RangeInclusive<i64>) -> Result<i64, Cow<'static, str>> {
+    if limits.contains(&number) {
+        return Ok(number);
+    }
+    let (least, most) = limits.into_inner();
+    Err(format!("argument must be between {least} and {most} inclusive").into())
+}
+
+fn count(number: i64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// `512mb` and its like.
-fn memory(text: &[u8]) -> Result<u64, &'static str> {
+fn memory(text: &[u8]) -> Result<i64, &'static str> {
     const NOT_MEMORY: &str = "argument must be a memory value";
     let text = std::str::from_utf8(text)
         .map_err(|_| NOT_MEMORY)?
@@ -98,7 +113,7 @@ fn memory(text: &[u8]) -> Result<u64, &'static str> {
         _ => return Err(NOT_MEMORY),
     };
     digits
-        .parse::<u64>()
+        .parse::<i64>()
         .ok()
         .and_then(|number| number.checked_mul(factor))
         .ok_or(NOT_MEMORY)
@@ -114,11 +129,8 @@ const PARAMETERS: &[Parameter] = &[
         name: "fallback-deadline-ms",
         get: |settings| settings.fallback_deadline.as_millis().to_string(),
         set: Some(|settings, text| {
-            let millis: u64 = number(text)?;
-            if millis == 0 {
-                return Err(OUT_OF_RANGE);
-            }
-            settings.fallback_deadline = Duration::from_millis(millis);
+            let millis = number(text, 1..=i64::MAX)?;
+            settings.fallback_deadline = Duration::from_millis(millis.unsigned_abs());
             Ok(())
         }),
     },
@@ -127,11 +139,7 @@ const PARAMETERS: &[Parameter] = &[
         name: "maxclients",
         get: |settings| settings.maxclients.to_string(),
         set: Some(|settings, text| {
-            let clients: usize = number(text)?;
-            if clients == 0 {
-                return Err(OUT_OF_RANGE);
-            }
-            settings.maxclients = clients;
+            settings.maxclients = count(number(text, 1..=u32::MAX.into())?);
             Ok(())
         }),
     },
@@ -143,11 +151,8 @@ const PARAMETERS: &[Parameter] = &[
         name: "proto-max-bulk-len",
         get: |settings| settings.proto_max_bulk_len.to_string(),
         set: Some(|settings, text| {
-            let length = memory(text)?;
-            if length < 1 << 20 {
-                return Err(OUT_OF_RANGE);
-            }
-            settings.proto_max_bulk_len = length;
+            let length = within(memory(text)?, 1 << 20..=i64::MAX)?;
+            settings.proto_max_bulk_len = length.unsigned_abs();
             Ok(())
         }),
     },
@@ -164,7 +169,7 @@ const PARAMETERS: &[Parameter] = &[
         name: "slowlog-log-slower-than",
         get: |settings| settings.slowlog_log_slower_than_us.to_string(),
         set: Some(|settings, text| {
-            settings.slowlog_log_slower_than_us = number(text)?;
+            settings.slowlog_log_slower_than_us = number(text, -1..=i64::MAX)?;
             Ok(())
         }),
     },
@@ -172,11 +177,7 @@ const PARAMETERS: &[Parameter] = &[
         name: "slowlog-max-len",
         get: |settings| settings.slowlog_max_len.to_string(),
         set: Some(|settings, text| {
-            let length: usize = number(text)?;
-            if length > 100_000 {
-                return Err(OUT_OF_RANGE);
-            }
-            settings.slowlog_max_len = length;
+            settings.slowlog_max_len = count(number(text, 0..=100_000)?);
             Ok(())
         }),
     },
@@ -184,7 +185,7 @@ const PARAMETERS: &[Parameter] = &[
         name: "timeout",
         get: |settings| settings.timeout_s.to_string(),
         set: Some(|settings, text| {
-            settings.timeout_s = number(text)?;
+            settings.timeout_s = number(text, 0..=i32::MAX.into())?.unsigned_abs();
             Ok(())
         }),
     },
@@ -221,41 +222,50 @@ impl Settings {
             .collect()
     }
 
-    /// These settings with `name` set to `value`.
+    /// These settings with `changes`, names and values by turns.
     ///
     /// # Errors
     /// The line that Redis gives.
-    pub(crate) fn with(mut self, name: &[u8], value: &[u8]) -> Result<Self, String> {
-        let shown = String::from_utf8_lossy(name).into_owned();
-        let Some(parameter) = PARAMETERS
-            .iter()
-            .find(|parameter| name.eq_ignore_ascii_case(parameter.name.as_bytes()))
-        else {
-            return Err(format!(
-                "ERR Unknown option or number of arguments for CONFIG SET - '{shown}'"
-            ));
+    pub(crate) fn with(&self, changes: &[Bytes]) -> Result<Self, String> {
+        let failed = |name: &Bytes, why: &str| {
+            let shown = String::from_utf8_lossy(name);
+            format!("ERR CONFIG SET failed (possibly related to argument '{shown}') - {why}")
         };
-        let failed =
-            |why| format!("ERR CONFIG SET failed (possibly related to argument '{shown}') - {why}");
-        let set = parameter
-            .set
-            .ok_or_else(|| failed("can't set immutable config"))?;
-        set(&mut self, value).map_err(failed)?;
-        Ok(self)
+        // All names are looked at before the first value, as in Redis.
+        let mut found: Vec<(&Parameter, Set)> = Vec::new();
+        for name in changes.iter().step_by(2) {
+            let parameter = PARAMETERS
+                .iter()
+                .find(|parameter| name.eq_ignore_ascii_case(parameter.name.as_bytes()))
+                .ok_or_else(|| {
+                    let shown = String::from_utf8_lossy(name);
+                    format!("ERR Unknown option or number of arguments for CONFIG SET - '{shown}'")
+                })?;
+            let set = parameter
+                .set
+                .ok_or_else(|| failed(name, "can't set immutable config"))?;
+            if found.iter().any(|(other, _)| other.name == parameter.name) {
+                return Err(failed(name, "duplicate parameter"));
+            }
+            found.push((parameter, set));
+        }
+        let mut changed = self.clone();
+        for (pair, (_, set)) in changes.chunks_exact(2).zip(found) {
+            set(&mut changed, &pair[1]).map_err(|why| failed(&pair[0], &why))?;
+        }
+        Ok(changed)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::words;
 
     #[test]
     fn a_parameter_is_changed_only_to_a_value_it_can_have() {
         let settings = Settings::new(&RedisConfig::default());
-        let changed = settings
-            .clone()
-            .with(b"Proto-Max-Bulk-Len", b"1mb")
-            .unwrap();
+        let changed = settings.with(&words("Proto-Max-Bulk-Len 1mb")).unwrap();
         assert_eq!(changed.proto_max_bulk_len, 1 << 20);
         for (name, value) in [
             ("proto-max-bulk-len", "much"),
@@ -264,7 +274,7 @@ mod tests {
             ("databases", "3"),
             ("no-such", "1"),
         ] {
-            let refused = settings.clone().with(name.as_bytes(), value.as_bytes());
+            let refused = settings.with(&words(&format!("{name} {value}")));
             assert!(refused.unwrap_err().contains(name), "{name} {value}");
         }
     }

@@ -109,10 +109,7 @@ impl Shared {
     /// # Errors
     /// The line that Redis gives.
     pub(crate) fn configure(&self, changes: &[Bytes]) -> Result<(), String> {
-        let mut settings = Settings::clone(&self.settings.load());
-        for pair in changes.chunks_exact(2) {
-            settings = settings.with(&pair[0], &pair[1])?;
-        }
+        let settings = self.settings.load().with(changes)?;
         self.slower_than_us
             .store(settings.slowlog_log_slower_than_us, Ordering::Relaxed);
         self.settings.store(Arc::new(settings));

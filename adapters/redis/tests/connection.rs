@@ -28,7 +28,10 @@ async fn a_session_reads_as_with_redis() {
         ("ECHO \"a b\"", "$3\r\na b\r\n"),
         ("SELECT 15", "+OK\r\n"),
         ("SELECT 16", "-ERR DB index is out of range\r\n"),
-        ("SELECT x", "-ERR invalid DB index\r\n"),
+        (
+            "SELECT x",
+            "-ERR value is not an integer or out of range\r\n",
+        ),
         ("GET nothing", "$-1\r\n"),
         (
             "NOSUCH a \"b c\"",
@@ -71,6 +74,90 @@ async fn a_session_reads_as_with_redis() {
         client.ask(line, reply).await;
     }
     assert_eq!(client.rest().await, "");
+    server.stop().await;
+}
+
+/// As redis-server 7.0 was seen to answer.
+#[tokio::test]
+async fn a_wrong_argument_is_refused_in_the_words_of_redis() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let not_integer = "-ERR value is not an integer or out of range\r\n";
+    let no_timeout = "-ERR timeout is not an integer or out of range\r\n";
+    let negative = "-ERR timeout is negative\r\n";
+    let config = |name: &str, why: &str| {
+        format!("-ERR CONFIG SET failed (possibly related to argument '{name}') - {why}\r\n")
+    };
+    let between =
+        |low: i64, high: i64| format!("argument must be between {low} and {high} inclusive");
+    for (line, reply) in [
+        ("WAIT 0 abc", no_timeout),
+        ("WAIT abc 0", not_integer),
+        ("WAIT 0 -1", negative),
+        ("WAIT -1 0", ":1\r\n"),
+        ("CLIENT LIST ID 0", "$0\r\n\r\n"),
+        ("CLIENT LIST ID -1", "$0\r\n\r\n"),
+        ("CLIENT LIST ID abc", "-ERR Invalid client ID\r\n"),
+        ("CLIENT PAUSE -1", negative),
+        ("CLIENT PAUSE abc", no_timeout),
+        (
+            "CLIENT PAUSE 1 foo",
+            "-ERR CLIENT PAUSE mode must be WRITE or ALL\r\n",
+        ),
+        (
+            "CLIENT PAUSE 1 WRITE now",
+            "-ERR unknown subcommand or wrong number of arguments for 'PAUSE'. Try CLIENT HELP.\r\n",
+        ),
+        ("CLIENT UNBLOCK abc", not_integer),
+        ("CLIENT UNBLOCK 0", ":0\r\n"),
+        ("CLIENT UNBLOCK -1", ":0\r\n"),
+        (
+            "CLIENT KILL ID 0",
+            "-ERR client-id should be greater than 0\r\n",
+        ),
+        (
+            "CONFIG SET timeout 0 Timeout 0",
+            &config("Timeout", "duplicate parameter"),
+        ),
+        (
+            "CONFIG SET timeout x timeout 0",
+            &config("timeout", "duplicate parameter"),
+        ),
+        (
+            "CONFIG SET nosuch 0 nosuch 0",
+            "-ERR Unknown option or number of arguments for CONFIG SET - 'nosuch'\r\n",
+        ),
+        (
+            "CONFIG SET timeout -1",
+            &config("timeout", &between(0, i32::MAX.into())),
+        ),
+        (
+            "CONFIG SET maxclients 0",
+            &config("maxclients", &between(1, u32::MAX.into())),
+        ),
+        (
+            "CONFIG SET maxclients x",
+            &config("maxclients", "argument couldn't be parsed into an integer"),
+        ),
+        (
+            "CONFIG SET slowlog-log-slower-than -2",
+            &config("slowlog-log-slower-than", &between(-1, i64::MAX)),
+        ),
+        (
+            "CONFIG SET slowlog-max-len 100001",
+            &config("slowlog-max-len", &between(0, 100_000)),
+        ),
+        (
+            "CONFIG SET proto-max-bulk-len 1",
+            &config("proto-max-bulk-len", &between(1 << 20, i64::MAX)),
+        ),
+        (
+            "EXEC now",
+            "-EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command\r\n",
+        ),
+    ] {
+        client.ask(line, reply).await;
+    }
     server.stop().await;
 }
 

@@ -11,7 +11,7 @@ use crate::clients::{KILL, Unblock};
 use crate::info::{DATABASES, REDIS_VERSION};
 use crate::reply::{Reply, ReplyError, Resp};
 use crate::server::Pause;
-use crate::session::{Answer, Replies, Session};
+use crate::session::{Answer, Replies, Session, wrong_subcommand};
 use crate::spec::{Arity, Spec, Subcommand};
 
 type Answered = Result<Answer, ReplyError>;
@@ -58,7 +58,7 @@ fn echo(_: &mut Session, args: &[Bytes]) -> Answered {
 
 /// `SELECT index`
 fn select(session: &mut Session, args: &[Bytes]) -> Answered {
-    let index = parse_integer(&args[1]).ok_or_else(|| ReplyError::err("invalid DB index"))?;
+    let index = parse_integer(&args[1]).ok_or(ReplyError::NotInteger)?;
     match u8::try_from(index) {
         Ok(database) if database < DATABASES => {
             session.select(database);
@@ -214,11 +214,12 @@ fn deadline(_: &mut Session, args: &[Bytes]) -> Answered {
     Ok(Answer::Within(deadline, args[2..].to_vec()))
 }
 
-fn millis(text: &[u8]) -> Result<Duration, ReplyError> {
-    parse_integer(text)
-        .and_then(|millis| u64::try_from(millis).ok())
+pub(super) fn millis(text: &[u8]) -> Result<Duration, ReplyError> {
+    let millis = parse_integer(text)
+        .ok_or_else(|| ReplyError::err("timeout is not an integer or out of range"))?;
+    u64::try_from(millis)
         .map(Duration::from_millis)
-        .ok_or_else(|| ReplyError::err("timeout is not an integer or out of range"))
+        .map_err(|_| ReplyError::err("timeout is negative"))
 }
 
 const fn subcommand(
@@ -498,12 +499,13 @@ fn client_setinfo(session: &mut Session, args: &[Bytes]) -> Answered {
 /// `CLIENT PAUSE timeout [WRITE|ALL]`
 fn client_pause(session: &mut Session, args: &[Bytes]) -> Answered {
     let timeout = millis(&args[2])?;
-    let mut rest = Args::new("client|pause", &args[3..]);
-    let writes_only = rest.take("WRITE");
-    if !writes_only {
-        rest.take("ALL");
-    }
-    rest.end()?;
+    let writes_only = match &args[3..] {
+        [] => false,
+        [mode] if mode.eq_ignore_ascii_case(b"ALL") => false,
+        [mode] if mode.eq_ignore_ascii_case(b"WRITE") => true,
+        [_] => return Err(ReplyError::err("CLIENT PAUSE mode must be WRITE or ALL")),
+        _ => return Err(wrong_subcommand("CLIENT", "PAUSE")),
+    };
     let until = Instant::now()
         .checked_add(timeout)
         .ok_or_else(|| ReplyError::err("timeout is out of range"))?;
@@ -513,7 +515,7 @@ fn client_pause(session: &mut Session, args: &[Bytes]) -> Answered {
 
 /// `CLIENT UNBLOCK client-id [TIMEOUT|ERROR]`
 fn client_unblock(session: &mut Session, args: &[Bytes]) -> Answered {
-    let id = client_id(&args[2])?;
+    let id = parse_integer(&args[2]).ok_or(ReplyError::NotInteger)?;
     let mut rest = Args::new("client|unblock", &args[3..]);
     let how = if rest.take("ERROR") {
         Unblock::Error
@@ -525,19 +527,12 @@ fn client_unblock(session: &mut Session, args: &[Bytes]) -> Answered {
         ));
     };
     rest.end()?;
-    let unblocked = session
-        .shared
-        .clients
-        .get(id)
+    // No client has a negative one.
+    let unblocked = u64::try_from(id)
+        .ok()
+        .and_then(|id| session.shared.clients.get(id))
         .is_some_and(|client| client.unblock(how));
     Ok(Reply::Integer(i64::from(unblocked)).into())
-}
-
-fn client_id(text: &[u8]) -> Result<u64, ReplyError> {
-    parse_integer(text)
-        .and_then(|id| u64::try_from(id).ok())
-        .filter(|id| *id > 0)
-        .ok_or_else(|| ReplyError::err("Invalid client ID"))
 }
 
 /// Whether connections of this type are listed: only `normal` ones exist.
@@ -571,9 +566,11 @@ fn client_list(session: &mut Session, args: &[Bytes]) -> Answered {
     } else if rest.len() >= 2 && rest.take("ID") {
         rest.rest()
             .iter()
-            .map(|id| Ok(clients.get(client_id(id)?)))
-            .filter_map(Result::transpose)
-            .collect::<Result<_, ReplyError>>()?
+            .map(|id| parse_integer(id).ok_or_else(|| ReplyError::err("Invalid client ID")))
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .filter_map(|id| clients.get(u64::try_from(id).ok()?))
+            .collect()
     } else {
         return Err(ReplyError::Syntax);
     };
@@ -607,8 +604,10 @@ fn client_kill(session: &mut Session, args: &[Bytes]) -> Answered {
             return Err(ReplyError::Syntax);
         }
         if rest.take("ID") {
-            let id = client_id(&rest.bytes()?)
-                .map_err(|_| ReplyError::err("client-id should be greater than 0"))?;
+            let id = parse_integer(&rest.bytes()?)
+                .and_then(|id| u64::try_from(id).ok())
+                .filter(|id| *id > 0)
+                .ok_or_else(|| ReplyError::err("client-id should be greater than 0"))?;
             doomed.retain(|client| client.id == id);
         } else if rest.take("TYPE") {
             if !type_exists(&rest.bytes()?)? {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use leadline_kv::PendingReply;
 
 use super::command::{CATEGORIES, in_category};
+use super::connection::millis;
 use crate::args::{Args, parse_integer};
 use crate::info;
 use crate::reply::{self, Reply, ReplyError};
@@ -137,11 +138,8 @@ fn info(_: &mut Session, args: &[Bytes]) -> Answered {
 /// `WAIT numreplicas timeout`: a write is answered when a majority holds it, so there is nothing
 /// left to wait for, and nothing more to promise.
 fn wait(session: &mut Session, args: &[Bytes]) -> Answered {
-    for number in &args[1..] {
-        if parse_integer(number).ok_or(ReplyError::NotInteger)? < 0 {
-            return Err(ReplyError::err("timeout is negative"));
-        }
-    }
+    parse_integer(&args[1]).ok_or(ReplyError::NotInteger)?;
+    millis(&args[2])?;
     let replicas = session.shared.facts.facts().acknowledging_replicas();
     Ok(Answer::Acknowledged(i64::try_from(replicas).unwrap_or(0)))
 }

@@ -179,13 +179,15 @@ impl Group {
 
     /// Stops the group and waits until nothing of it touches log or state machine any more.
     pub(crate) async fn stop(&self, ctx: &Context) -> Result<(), crate::Ended> {
+        ctx.run(self.stopped()).await
+    }
+
+    /// [`Group::stop`], however long it takes.
+    pub(super) async fn stopped(&self) {
         self.stop.cancel();
-        ctx.run(async {
-            self.tasks.wait().await;
-            // Closed never, so an error cannot be.
-            drop(self.tenure.acquire().await);
-        })
-        .await
+        self.tasks.wait().await;
+        // Closed never, so an error cannot be.
+        drop(self.tenure.acquire().await);
     }
 
     async fn build(&self) -> Result<Arc<Raft>, BuildError> {

@@ -13,7 +13,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -47,6 +47,8 @@ pub(crate) struct Host {
     hosted: watch::Sender<Arc<BTreeSet<GroupId>>>,
     /// One group is created or destroyed at a time.
     changing: tokio::sync::Mutex<()>,
+    /// Groups that are being destroyed: no other may start over their log and state meanwhile.
+    leaving: Mutex<HashMap<GroupId, Option<Arc<Group>>>>,
     destroyed: Mutex<BTreeMap<GroupId, Instant>>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -83,6 +85,7 @@ impl Host {
             groups: RwLock::default(),
             hosted: watch::channel(Arc::default()).0,
             changing: tokio::sync::Mutex::default(),
+            leaving: Mutex::default(),
             destroyed: Mutex::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -146,7 +149,7 @@ impl Host {
         if let Some(group) = self.group(group) {
             return Ok(group);
         }
-        if self.stop.is_cancelled() {
+        if self.stop.is_cancelled() || self.leaving.lock().contains_key(&group) {
             return Err(BuildError::Stopping);
         }
         self.start(group).await
@@ -187,36 +190,59 @@ impl Host {
     }
 
     /// Stops `group` here and deletes its log and its state. For a node that was removed from it.
-    pub(crate) async fn destroy(&self, ctx: &Context, group: GroupId) -> Result<(), RaftError> {
-        let _changing = ctx
-            .run(self.changing.lock())
-            .await
-            .map_err(RaftError::NotApplied)?;
+    /// Goes on by itself when `ctx` ends first.
+    pub(crate) async fn destroy(
+        self: &Arc<Self>,
+        ctx: &Context,
+        group: GroupId,
+    ) -> Result<(), RaftError> {
+        let unknown = || RaftError::OutcomeUnknown("the group is being destroyed");
         {
-            let mut destroyed = self.destroyed.lock();
-            let now = Instant::now();
-            destroyed.retain(|_, until| *until > now);
-            destroyed.insert(group, now + FORGET);
-        }
-        let removed = self.groups.write().remove(&group);
-        self.publish();
-        if let Some(removed) = removed {
-            removed
-                .stop(ctx)
+            let _changing = ctx
+                .run(self.changing.lock())
                 .await
-                .map_err(|_| RaftError::OutcomeUnknown("the group is still stopping"))?;
+                .map_err(RaftError::NotApplied)?;
+            let mut leaving = self.leaving.lock();
+            if leaving.contains_key(&group) {
+                return Err(unknown());
+            }
+            leaving.insert(group, self.groups.write().remove(&group));
+        }
+        self.publish();
+        let host = self.clone();
+        let (done, end) = oneshot::channel();
+        self.tasks.spawn(async move {
+            // A caller that is gone needs no answer.
+            let _ = done.send(host.delete(group).await);
+        });
+        match ctx.run(end).await {
+            Ok(Ok(deleted)) => deleted.map_err(RaftError::Stopped),
+            Ok(Err(_)) | Err(_) => Err(unknown()),
+        }
+    }
+
+    /// Deletes a group that is leaving, once nothing of it touches its log and state any more. When
+    /// the node stops before that, it is found again at the next start.
+    async fn delete(&self, group: GroupId) -> Result<(), String> {
+        let stopping = self.leaving.lock().get(&group).cloned().flatten();
+        if let Some(stopping) = stopping {
+            let stopped = self.stop.run_until_cancelled(stopping.stopped()).await;
+            stopped.ok_or("the node is stopping")?;
         }
         // The state first: a log without state is rebuilt by the leader, a state without log is not
         // found again.
         let machines = self.machines.clone();
-        crate::blocking::run(move || machines.destroy(group))
-            .await
-            .map_err(|error| RaftError::Stopped(error.to_string()))?
-            .map_err(|error| RaftError::Stopped(error.to_string()))?;
-        self.substrate
-            .remove(group)
-            .await
-            .map_err(RaftError::Stopped)
+        let deleted = match crate::blocking::run(move || machines.destroy(group)).await {
+            Ok(Ok(())) => self.substrate.remove(group).await,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        let mut destroyed = self.destroyed.lock();
+        let now = Instant::now();
+        destroyed.retain(|_, until| *until > now);
+        destroyed.insert(group, now + FORGET);
+        self.leaving.lock().remove(&group);
+        deleted
     }
 
     /// Stops all groups, until `ctx` ends.
@@ -225,7 +251,9 @@ impl Host {
         self.tasks.close();
         // Nothing waits for more than its own look at the groups.
         self.tasks.wait().await;
-        let stopping = self.groups().into_iter().map(|group| async move {
+        let leaving: Vec<_> = self.leaving.lock().values().flatten().cloned().collect();
+        let all = self.groups().into_iter().chain(leaving);
+        let stopping = all.map(|group| async move {
             if group.stop(ctx).await.is_err() {
                 tracing::warn!(group = %group.id, "the group did not stop in time");
             }
@@ -247,6 +275,9 @@ impl Host {
     }
 
     fn is_forgotten(&self, group: GroupId) -> bool {
+        if self.leaving.lock().contains_key(&group) {
+            return true;
+        }
         let destroyed = self.destroyed.lock();
         destroyed.get(&group).is_some_and(|at| *at > Instant::now())
     }

@@ -35,6 +35,8 @@ struct Shared {
     durable: Mutex<State>,
     failing: Mutex<u32>,
     no_installs: Mutex<bool>,
+    /// Locked while it applies.
+    applying: Mutex<()>,
 }
 
 /// The state of one group: the payloads applied so far. The response to an entry is its payload.
@@ -68,6 +70,11 @@ impl MemoryMachine {
         *self.shared.failing.lock() = count;
     }
 
+    /// Lets applies wait until what is returned is dropped.
+    pub fn hold_applies(&self) -> impl Drop + '_ {
+        self.shared.applying.lock()
+    }
+
     /// Refuses snapshots from now on, or takes them again.
     pub fn refuse_installs(&self, refuse: bool) {
         *self.shared.no_installs.lock() = refuse;
@@ -94,6 +101,7 @@ impl StateMachine for MemoryMachine {
                 return Err(failure("told to fail"));
             }
         }
+        let _applying = self.shared.applying.lock();
         let mut state = self.shared.current.lock();
         let mut responses = Vec::with_capacity(entries.len());
         for entry in entries {

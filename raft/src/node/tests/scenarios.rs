@@ -455,6 +455,44 @@ async fn a_destroyed_replica_leaves_nothing_and_is_not_created_again_by_late_mes
     cluster.stop_all().await;
 }
 
+/// Two openrafts over one log and one state would each undo what the other relies on.
+#[tokio::test]
+async fn a_group_whose_end_takes_long_is_not_started_again_and_is_deleted_in_the_end() {
+    let mut cluster = Cluster::of(1, ReadMode::ReadIndex).await;
+    cluster.propose(1, "before").await.unwrap();
+    let machine = cluster.machine(1);
+    let held = machine.hold_applies();
+    let short = Context::with_timeout(Duration::from_millis(100));
+    cluster
+        .group(1)
+        .propose(&short, "stuck".into())
+        .await
+        .unwrap_err();
+
+    let host = cluster.host(1);
+    let short = || Context::with_timeout(Duration::from_millis(100));
+    for _ in 0..2 {
+        let unfinished = host.destroy(&short(), GROUP).await;
+        assert!(matches!(unfinished, Err(RaftError::OutcomeUnknown(_))));
+        assert!(host.groups().is_empty());
+        let again = host.bootstrap(&ctx(), GROUP).await;
+        assert!(matches!(again, Err(RaftError::Stopped(_))));
+    }
+    assert_eq!(cluster.disk(1).logs.groups(), [GROUP]);
+
+    drop(held);
+    while !cluster.disk(1).logs.groups().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(cluster.machine(1).payloads().is_empty());
+    while cluster.host(1).bootstrap(&ctx(), GROUP).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cluster.leads(1).await;
+    cluster.propose(1, "anew").await.unwrap();
+    cluster.stop(1).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_learner_behind_the_purged_log_catches_up_by_snapshot() {
     let mut cluster = Cluster::of(1, ReadMode::ReadIndex).await;

@@ -1,10 +1,10 @@
 //! `leadline serve`: builds a node from the bottom up, and stops it in reverse.
 
+mod opening;
 mod view;
 
-use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,16 +20,18 @@ use leadline_raft::{Context, NodeId};
 use leadline_redis::{RedisCodec, RedisConfig, RedisServer};
 use leadline_s3::{Keys, S3Codec, S3Config, S3Door, S3References};
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::opening::{Port, admin_router};
 use self::view::View;
 use crate::config::{EngineName, Settings};
 use crate::logging;
 use crate::output::say;
 use crate::tls;
+use crate::units::Span;
 
 /// How long a node may take to open: to replay its log, or to find a seed that answers.
 const OPEN: Duration = Duration::from_secs(300);
@@ -55,78 +57,51 @@ pub(crate) fn run(settings: Settings) -> Result<(), String> {
     runtime.block_on(serve(settings))
 }
 
-/// Listeners are bound before anything is opened: a port in use costs nothing.
-struct Listeners {
-    redis: TcpListener,
-    redis_tls: Option<TcpListener>,
-    s3: Option<TcpListener>,
-    admin: TcpListener,
-    grpc: TcpListener,
+/// The ports of a node.
+struct Ports {
+    redis: Port,
+    redis_tls: Option<Port>,
+    s3: Option<Port>,
+    admin: Port,
+    grpc: Port,
 }
 
-impl Listeners {
-    async fn bind(settings: &Settings) -> Result<Self, String> {
-        let redis_tls = match &settings.redis_tls {
-            Some(tls) => Some(bind("redis-tls", tls.address).await?),
-            None => None,
-        };
-        let s3 = match settings.s3 {
-            Some(address) => Some(bind("s3", address).await?),
-            None => None,
+impl Ports {
+    fn take(settings: &Settings) -> Result<Self, String> {
+        let redis_tls = settings.redis_tls.as_ref().map(|tls| tls.address);
+        let optional = |flag, address: Option<SocketAddr>| {
+            address.map(|address| Port::take(flag, address)).transpose()
         };
         Ok(Self {
-            redis: bind("redis", settings.redis).await?,
-            redis_tls,
-            s3,
-            admin: bind("admin", settings.admin).await?,
-            grpc: bind("grpc", settings.grpc).await?,
+            redis: Port::take("redis", settings.redis)?,
+            redis_tls: optional("redis-tls", redis_tls)?,
+            s3: optional("s3", settings.s3)?,
+            admin: Port::take("admin", settings.admin)?,
+            grpc: Port::take("grpc", settings.grpc)?,
         })
     }
 }
 
-async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => {
-                format!(
-                    "{address} is in use: stop what listens there, or choose another with --{flag}"
-                )
-            }
-            io::ErrorKind::PermissionDenied => {
-                format!("{address} may not be listened on: choose a port above 1023 with --{flag}")
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                format!("{address} is not an address of this machine: choose another with --{flag}")
-            }
-            _ => format!("cannot listen on {address} (--{flag}): {error}"),
-        })
-}
-
-/// The port in use, also where any free one was asked for.
-fn port(listener: &TcpListener) -> Result<u16, String> {
-    listener
-        .local_addr()
-        .map(|address| address.port())
-        .map_err(|error| error.to_string())
-}
-
-fn advertised(settings: &Settings, listeners: &Listeners) -> Result<Addresses, String> {
+fn advertised(settings: &Settings, ports: &Ports) -> Addresses {
     let host = &settings.advertise;
     let host = if host.contains(':') {
         format!("[{host}]")
     } else {
         host.clone()
     };
-    let at = |listener: &TcpListener| Ok::<_, String>(format!("{host}:{}", port(listener)?));
-    Ok(Addresses {
-        grpc: at(&listeners.grpc)?,
-        redis: at(&listeners.redis)?,
-        admin: at(&listeners.admin)?,
-    })
+    let at = |port: &Port| format!("{host}:{}", port.number());
+    Addresses {
+        grpc: at(&ports.grpc),
+        redis: at(&ports.redis),
+        admin: at(&ports.admin),
+    }
 }
 
-fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, String> {
+fn node_config(
+    settings: &Settings,
+    advertise: Addresses,
+    opening: watch::Sender<String>,
+) -> Result<NodeConfig, String> {
     let bootstrap = if settings.join.is_empty() {
         Bootstrap::New {
             shards: settings.shards,
@@ -164,6 +139,7 @@ fn node_config(settings: &Settings, advertise: Addresses) -> Result<NodeConfig, 
             references: vec![Arc::new(S3References)],
             ..BlobConfig::default()
         },
+        opening,
     })
 }
 
@@ -174,23 +150,52 @@ async fn serve(settings: Settings) -> Result<(), String> {
         .as_ref()
         .map(tls::server_config)
         .transpose()?;
-    let listeners = Listeners::bind(&settings).await?;
-    let addresses = advertised(&settings, &listeners)?;
-    let config = node_config(&settings, addresses.clone())?;
+    let ports = Ports::take(&settings)?;
+    let addresses = advertised(&settings, &ports);
+    let redis_port = ports.redis.number();
+    let (opening, doing) = watch::channel("opening: the data directory".to_owned());
+    let config = node_config(&settings, addresses.clone(), opening)?;
+
+    let tasks = TaskTracker::new();
+    let (http_stop, grpc_stop) = (CancellationToken::new(), CancellationToken::new());
+    let stop_timeout = settings.stop_timeout;
+    let whole = Arc::new(OnceLock::new());
+    tasks.spawn(leadline_http::serve(
+        ports.admin.listen()?,
+        admin_router(doing, Arc::clone(&whole)),
+        ListenerOptions::default(),
+        http_stop.clone(),
+        move || Context::with_timeout(stop_timeout),
+    ));
+    tracing::info!(admin = format_args!("http://{}/", addresses.admin), "opening");
     let mut registry = Registry::with_prefix("leadline");
     let node = tokio::select! {
         opened = async { Node::open(&Context::with_timeout(OPEN), config, &mut registry).await } => {
             opened.map_err(|error| error.to_string())?
         }
-        () = signals.stop() => return Ok(()),
+        () = signals.stop() => {
+            tracing::info!("stopped before the node was open");
+            return Ok(());
+        }
     };
+    let grpc = node
+        .grpc_server()
+        .map_err(|error| error.to_string())?
+        .add_routes(node.grpc_routes());
+    let incoming =
+        tonic::transport::server::TcpIncoming::from(ports.grpc.listen()?).with_nodelay(Some(true));
+    let grpc_stopped = grpc_stop.clone();
+    let mut grpc_server = tasks.spawn(async move {
+        grpc.serve_with_incoming_shutdown(incoming, grpc_stopped.cancelled_owned())
+            .await
+    });
     let view = Arc::new(View::new(Arc::clone(&node), &settings));
     let redis = Arc::new(RedisServer::new(
         &RedisConfig {
             max_clients: settings.max_clients as usize,
             password: settings.requirepass.clone(),
             fallback_deadline: settings.fallback_deadline,
-            port: port(&listeners.redis)?,
+            port: redis_port,
             ..RedisConfig::default()
         },
         client_tls,
@@ -213,44 +218,26 @@ async fn serve(settings: Settings) -> Result<(), String> {
         tell_first_key(&s3.keys(), &settings).await;
     }
     let keys = s3.keys().router();
-    let router = http_router(&view, registry, http_metrics, settings.fallback_deadline).merge(keys);
-
-    let tasks = TaskTracker::new();
-    let (http_stop, grpc_stop) = (CancellationToken::new(), CancellationToken::new());
-    let grpc = node
-        .grpc_server()
-        .map_err(|error| error.to_string())?
-        .add_routes(node.grpc_routes());
-    let incoming =
-        tonic::transport::server::TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
-    let grpc_stopped = grpc_stop.clone();
-    let mut grpc_server = tasks.spawn(async move {
-        grpc.serve_with_incoming_shutdown(incoming, grpc_stopped.cancelled_owned())
-            .await
-    });
-    let stop_timeout = settings.stop_timeout;
-    tasks.spawn(leadline_http::serve(
-        listeners.admin,
-        router,
-        ListenerOptions::default(),
-        http_stop.clone(),
-        move || Context::with_timeout(stop_timeout),
-    ));
-    if let Some(listener) = listeners.s3 {
+    if let Some(port) = ports.s3 {
         tasks.spawn(leadline_http::serve(
-            listener,
+            port.listen()?,
             s3.router(),
             ListenerOptions::default(),
             http_stop.clone(),
             move || Context::with_timeout(stop_timeout),
         ));
     }
-    let plain = Arc::clone(&redis);
-    tasks.spawn(async move { plain.serve(listeners.redis).await });
-    if let Some(listener) = listeners.redis_tls {
+    let (plain, listener) = (Arc::clone(&redis), ports.redis.listen()?);
+    tasks.spawn(async move { plain.serve(listener).await });
+    if let Some(port) = ports.redis_tls {
+        let listener = port.listen()?;
         let encrypted = Arc::clone(&redis);
         tasks.spawn(async move { encrypted.serve_tls(listener).await });
     }
+    // Last: whoever finds this node ready may connect to every port.
+    whole.get_or_init(|| {
+        http_router(&view, registry, http_metrics, settings.fallback_deadline).merge(keys)
+    });
     tracing::info!(
         node = %node.id(),
         cluster = %format_args!("{:016x}", node.cluster().0),
@@ -281,25 +268,35 @@ async fn serve(settings: Settings) -> Result<(), String> {
     };
 
     let ctx = Context::with_timeout(stop_timeout);
-    tokio::select! {
-        () = async {
+    let closed = tokio::select! {
+        closed = async {
             // A third of the time for each step, so that a stuck one leaves room for the flush.
             let step = stop_timeout / 3;
             node.prepare_stop(&ctx.child(step)).await;
             redis.stop(&ctx.child(step)).await;
             http_stop.cancel();
-            node.shutdown(&ctx).await;
+            let closed = node.shutdown(&ctx).await;
             grpc_stop.cancel();
             tasks.close();
             if ctx.run(tasks.wait()).await.is_err() {
                 tracing::warn!("not every listener closed in time");
             }
-        } => {}
+            closed
+        } => closed,
         () = signals.stop() => {
             return Err("stopped at the second signal, without waiting for the rest".into());
         }
+    };
+    ended?;
+    if !closed {
+        return Err(format!(
+            "stopped, and the store was not closed (--stop-timeout is {}): nothing acknowledged is \
+             lost, the next start replays the log",
+            Span(stop_timeout)
+        ));
     }
-    ended
+    tracing::info!("stopped: everything is on disk and closed");
+    Ok(())
 }
 
 /// Makes and shows an access key for S3 where there is none: at the first start of a node that only

@@ -43,6 +43,7 @@ async fn open(dir: &Path, bootstrap: Bootstrap, serving: &mut JoinSet<()>) -> (A
         codecs: Vec::new(),
         sweeps: Vec::new(),
         blobs: BlobConfig::default(),
+        opening: tokio::sync::watch::Sender::default(),
     };
     let ctx = Context::with_timeout(Duration::from_secs(30));
     let node = Node::open(&ctx, config, &mut Registry::default())

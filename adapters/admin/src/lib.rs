@@ -18,12 +18,13 @@ use std::time::Duration;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use axum::{Json, Router};
 use leadline_http::{NodeView, request_context};
 use leadline_kv::{KvError, Outcome};
 use prometheus_client::registry::Registry;
 use serde_json::json;
+use tokio::sync::watch;
 
 /// What the admin door answers from.
 #[derive(Clone)]
@@ -55,6 +56,18 @@ impl Admin {
             .route("/{*path}", get(page::file))
             .with_state(self)
     }
+}
+
+/// The API of a node that is not open yet: it can do nothing. `doing` says why.
+pub fn opening_router(doing: watch::Receiver<String>) -> Router {
+    Router::new()
+        .route("/api/{*rest}", any(not_open))
+        .with_state(doing)
+}
+
+async fn not_open(State(doing): State<watch::Receiver<String>>) -> Response {
+    let why = format!("not ready: {}", *doing.borrow());
+    failure(StatusCode::SERVICE_UNAVAILABLE, &why, Outcome::NotApplied)
 }
 
 fn fresh(answer: impl IntoResponse) -> Response {

@@ -8,6 +8,8 @@
 //! | `/healthz/leader[?shard=N\|key=K]` | this node proved, just now, that it leads the group |
 //! | `/metrics` | the metrics in OpenMetrics text |
 //!
+//! Until a node is open, [`opening_router`] answers instead.
+//!
 //! # Invariants
 //! 1. Never 200 from a guess: `/healthz/leader` asks for a proof that began after the request.
 //! 2. A probe ends by its own deadline, and at once when its connection closes.
@@ -26,6 +28,7 @@ use leadline_http::{NodeView, request_context};
 use leadline_kv::{KvError, keyspace};
 use leadline_raft::{Context, Ended, GroupId, NodeId};
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 
 /// Names the node that leads as far as this one knows, by its id.
 pub const LEADER_HEADER: &str = "x-leadline-leader";
@@ -53,6 +56,20 @@ impl Probes {
             .route("/healthz/leader", get(leader))
             .with_state(self)
     }
+}
+
+/// The probes of a node that is not open yet: alive, not ready, and leading nothing. `doing` says
+/// what it is doing; whatever else is asked for is 503 too.
+pub fn opening_router(doing: watch::Receiver<String>) -> Router {
+    Router::new()
+        .route("/livez", get(ok))
+        .route("/healthz", get(ok))
+        .fallback(not_open)
+        .with_state(doing)
+}
+
+async fn not_open(State(doing): State<watch::Receiver<String>>) -> Response {
+    unavailable(format!("not ready: {}\n", *doing.borrow()), None)
 }
 
 /// The route of the metrics page.

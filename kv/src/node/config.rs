@@ -7,6 +7,7 @@ use std::time::Duration;
 use leadline_raft::NodeId;
 use leadline_raft::engine::{ReadMode, Timing};
 use leadline_raft::tls::PeerTls;
+use tokio::sync::watch;
 
 use crate::blobs::ChunkReferences;
 use crate::catalog::Addresses;
@@ -47,6 +48,8 @@ pub struct NodeConfig {
     pub codecs: Vec<(Door, Arc<dyn OperationCodec>)>,
     pub sweeps: Vec<Arc<dyn Sweep>>,
     pub blobs: BlobConfig,
+    /// Told what the node is doing until it is open, for a person to read.
+    pub opening: watch::Sender<String>,
 }
 
 /// The bytes of large objects.

@@ -89,6 +89,8 @@ async fn ask(
     config: &NodeConfig,
     seeds: &[String],
 ) -> Result<(NodeId, Catalog), OpenError> {
+    let joining = |what: &str| config.opening.send_replace(format!("joining: {what}"));
+    joining(&format!("asking {}", seeds.join(", ")));
     let nonce = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
     let mut last = "no seed was given: --join HOST:PORT".to_owned();
     let mut said: Option<(String, Instant)> = None;
@@ -100,7 +102,10 @@ async fn ask(
                 Ok(place) => return Ok(place),
                 Err(ClusterError::Refused(why)) => return Err(OpenError::Join(why)),
                 Err(ClusterError::Address(why)) => return Err(OpenError::Invalid(why)),
-                Err(error) => last = error.to_string(),
+                Err(error) => {
+                    last = error.to_string();
+                    joining(&last);
+                }
             }
         }
         let is_new = said

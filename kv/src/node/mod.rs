@@ -151,6 +151,8 @@ impl Node {
             log: LogOptions::default(),
         };
         let catalog_applied = watched.changes();
+        let opening = |what: &str| config.opening.send_replace(format!("opening: {what}"));
+        opening("reading the log");
         let raft = RaftNode::open(ctx, raft_config, watched, registry)
             .await
             .map_err(|error| OpenError::DataDirectory(describe(&error)))?;
@@ -274,6 +276,7 @@ impl Node {
             && identity.node == FIRST
             && node.core.catalog().is_none()
         {
+            opening("making the cluster");
             node.make_cluster(ctx, shards, config.advertise.clone())
                 .await?;
         }
@@ -397,7 +400,8 @@ impl Node {
 
     /// Stops everything, from the top down: background work, streams, executors, consensus,
     /// storage, which is flushed. What does not end before `ctx` is left to the process' end.
-    pub async fn shutdown(&self, ctx: &Context) {
+    /// Returns whether the log and the storage engine are closed.
+    pub async fn shutdown(&self, ctx: &Context) -> bool {
         self.core.stopping.store(true, Ordering::Relaxed);
         self.stop.cancel();
         self.tasks.close();
@@ -411,17 +415,18 @@ impl Node {
         self.forward.shutdown(ctx).await;
         self.links.shutdown(ctx).await;
         self.hosting.shutdown(ctx).await;
-        self.core.raft.shutdown(ctx).await;
+        let log_closed = self.core.raft.shutdown(ctx).await;
         let store = Arc::clone(&self.store);
         match ctx
             .run(tokio::task::spawn_blocking(move || store.close()))
             .await
         {
-            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Ok(()))) => return log_closed,
             Ok(Ok(Err(error))) => tracing::error!(%error, "closing the storage engine"),
             Ok(Err(error)) => tracing::error!(%error, "closing the storage engine"),
             Err(_) => tracing::error!("the storage engine did not close in time"),
         }
+        false
     }
 
     fn start(self: &Arc<Self>, mut applied: watch::Receiver<u64>, advertise: &Addresses) {

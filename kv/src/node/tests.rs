@@ -163,6 +163,7 @@ impl Served {
                 walk_every: Duration::from_millis(200),
                 ..BlobConfig::default()
             },
+            opening: tokio::sync::watch::Sender::default(),
         };
         let node = Node::open(&seconds(20), config, &mut Registry::default()).await?;
         let stop = CancellationToken::new();

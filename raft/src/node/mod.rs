@@ -255,8 +255,8 @@ impl RaftNode {
     }
 
     /// Stops the groups, the transport and the log, until `ctx` ends. Leadership is not handed over
-    /// here: see `transfer_leadership`.
-    pub async fn shutdown(&self, ctx: &Context) {
+    /// here: see `transfer_leadership`. Returns whether the log is closed.
+    pub async fn shutdown(&self, ctx: &Context) -> bool {
         self.host.shutdown(ctx).await;
         self.pool.close();
         self.tasks.close();
@@ -264,10 +264,11 @@ impl RaftNode {
             tracing::warn!("connections to peers did not end in time");
         }
         match ctx.run(self.log.close()).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) => return true,
             Ok(Err(error)) => tracing::error!(%error, "closing the Raft log"),
             Err(_) => tracing::error!("the Raft log did not close in time"),
         }
+        false
     }
 }
 

@@ -23,7 +23,8 @@ def start_caddy(nodes, leader_front, front):
         "XDG_CONFIG_HOME": str(home),
         "LEADLINE_NODES": " ".join(f"127.0.0.1:{node.admin}" for node in nodes),
         "LEADLINE_LEADER_FRONT": f":{leader_front}",
-        "LEADLINE_FRONT": f":{front}",
+        # Both forms that the file names.
+        "LEADLINE_FRONT": f"127.0.0.1:{front}",
     }
     command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(CADDYFILE)]
     with open(home / "log", "wb") as log:
@@ -65,6 +66,10 @@ def run(checks):
     checks.equal("the other door leads to every node", {asked(front) for _ in range(30)}, set(ids.values()))
     checks.that("the page comes through", "<title>" in http_get(front, "/")[2])
     checks.equal("so does an error", http_get(front, "/api/v1/nosuch")[0], 404)
+
+    for name, port in (("leader's", leader_front), ("other", front)):
+        refused = [http_get(port, path)[0] for path in ("/api/v1/s3/keys", "//api/v1/s3/keys", "/api/v1/s3/keys/K/grants")]
+        checks.equal(f"the {name} door makes no S3 keys", refused, [403, 403, 403])
 
     # Visitors all the while, one at a time and often.
     stopped, seen = threading.Event(), []

@@ -228,9 +228,11 @@ pub(crate) enum ConfigError {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("the settings file {} is wrong: {}", path.display(), source.message())]
+    #[error("the settings file {} is wrong in {place}: {}", path.display(), source.message())]
     Parse {
         path: PathBuf,
+        /// The line, and the key that it sets; not the value, which may be a secret.
+        place: String,
         source: toml::de::Error,
     },
     #[error("--{flag} {value}: write a port (6379) or an address and port (0.0.0.0:6379)")]
@@ -252,6 +254,17 @@ impl ServeArgs {
     /// The first thing that is wrong; nothing was created or opened.
     pub(crate) fn resolve(self) -> Result<Settings, ConfigError> {
         let mut args = self;
+        // An empty variable is a mistake of whoever set it, and must not take away what the file says.
+        for (flag, variable, value) in [
+            ("requirepass", "LEADLINE_REQUIREPASS", &args.requirepass),
+            ("log", "LEADLINE_LOG", &args.log),
+        ] {
+            if value.as_ref().is_some_and(String::is_empty) {
+                return Err(conflict(format!(
+                    "--{flag} ({variable}) is empty: give it a value, or leave it out"
+                )));
+            }
+        }
         if let Some(path) = &args.config {
             let file = read_file(path)?;
             fill!(args, file: data_dir join node_id advertise bind redis redis_tls s3 s3_domain admin grpc shards
@@ -269,6 +282,24 @@ impl ServeArgs {
             return Err(conflict(format!(
                 "shards is {shards}: it must be 1 to 1024"
             )));
+        }
+        if self.max_clients == Some(0) {
+            return Err(conflict("max-clients is 0: it must be 1 or more".into()));
+        }
+        if self.fallback_deadline.is_some_and(|span| span.0.is_zero()) {
+            return Err(conflict(
+                "--fallback-deadline is 0: no request could be answered; write a time such as 5s"
+                    .into(),
+            ));
+        }
+        if self.log.as_ref().is_some_and(String::is_empty) {
+            return Err(conflict("log is empty: write error, warn, info, debug or trace".into()));
+        }
+        let s3_domains = self.s3_domain.unwrap_or_default();
+        if s3_domains.iter().any(String::is_empty) {
+            return Err(conflict(
+                "--s3-domain is empty: write a domain (s3.example.com), or leave it out".into(),
+            ));
         }
         if self.node_id == Some(0) {
             return Err(conflict("node-id is 0: it must be 1 or more".into()));
@@ -330,7 +361,7 @@ impl ServeArgs {
                 Some("off") => None,
                 value => Some(address_of("s3", bind, value, 9000)?),
             },
-            s3_domains: self.s3_domain.unwrap_or_default(),
+            s3_domains,
             admin: address_of("admin", bind, self.admin.as_deref(), 9001)?,
             grpc: address_of("grpc", bind, self.grpc.as_deref(), 50051)?,
             shards,
@@ -339,6 +370,7 @@ impl ServeArgs {
                 ReadModeName::ReadIndex => ReadMode::ReadIndex,
                 ReadModeName::Lease => ReadMode::Lease,
             },
+            // In the file, as in redis.conf, an empty password is none.
             requirepass: self.requirepass.filter(|password| !password.is_empty()),
             fallback_deadline: self
                 .fallback_deadline
@@ -384,8 +416,20 @@ fn read_file(path: &Path) -> Result<ServeArgs, ConfigError> {
     })?;
     toml::from_str(&text).map_err(|source| ConfigError::Parse {
         path: path.into(),
+        place: place_in(&text, source.span().map_or(0, |span| span.start)),
         source,
     })
+}
+
+/// The line of `text` that holds the byte `at`, for people: `line 3 (redis)`.
+fn place_in(text: &str, at: usize) -> String {
+    let before = text.get(..at).unwrap_or(text);
+    let number = 1 + before.matches('\n').count();
+    let line = text.lines().nth(number - 1).unwrap_or_default();
+    match line.split_once('=') {
+        Some((key, _)) => format!("line {number} ({})", key.trim()),
+        None => format!("line {number}"),
+    }
 }
 
 fn address_of(
@@ -470,6 +514,60 @@ mod tests {
             ..ServeArgs::default()
         };
         assert!(args.resolve().unwrap_err().to_string().contains("shrads"));
+    }
+
+    fn resolved_from(text: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leadline.toml");
+        std::fs::write(&path, text).unwrap();
+        let args = ServeArgs {
+            config: Some(path),
+            ..ServeArgs::default()
+        };
+        args.resolve().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_told_with_its_line_and_key() {
+        for (text, said) in [
+            ("shards = 4\nredis = 7961\n", "line 2 (redis)"),
+            ("\n\nfallback-deadline = 5\n", "line 3 (fallback-deadline)"),
+            ("shards = 4\nshards = 5\n", "line 2 (shards)"),
+            ("requirepass = s3cret\n", "line 1 (requirepass)"),
+            ("max-clients = 0\n", "max-clients is 0"),
+            ("fallback-deadline = \"0s\"\n", "fallback-deadline is 0"),
+            ("log = \"\"\n", "log is empty"),
+            ("s3-domain = [\"\"]\n", "s3-domain is empty"),
+        ] {
+            let error = resolved_from(text).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+            assert!(!error.contains("s3cret") && !error.contains('\n'), "{error}");
+        }
+        assert_eq!(resolved_from("requirepass = \"\"").unwrap().requirepass, None);
+    }
+
+    /// `LEADLINE_REQUIREPASS=` in a unit file would otherwise open the Redis port to everybody.
+    #[test]
+    fn an_empty_flag_or_variable_is_refused_and_takes_nothing_from_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("leadline.toml");
+        std::fs::write(&path, "requirepass = \"secret\"\nlog = \"warn\"\n").unwrap();
+        let (empty, config) = (Some(String::new()), Some(path));
+        let password = ServeArgs {
+            requirepass: empty.clone(),
+            config: config.clone(),
+            ..ServeArgs::default()
+        };
+        let log = ServeArgs {
+            log: empty,
+            config,
+            ..ServeArgs::default()
+        };
+        for (args, variable) in [(password, "LEADLINE_REQUIREPASS"), (log, "LEADLINE_LOG")] {
+            let error = args.resolve().map(|settings| settings.requirepass);
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(variable) && error.contains("empty"), "{error}");
+        }
     }
 
     #[test]

@@ -62,12 +62,9 @@ fn main() -> ExitCode {
         Command::S3(args) => s3::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "leadline",
-                &mut std::io::stdout().lock(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "leadline", &mut script);
+            output::say!("{}", String::from_utf8_lossy(&script).trim_end());
             Ok(())
         }
     };

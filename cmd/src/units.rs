@@ -99,6 +99,17 @@ impl FromStr for Span {
     }
 }
 
+/// A [`Span`] on the command line, for what cannot be done in no time.
+///
+/// # Errors
+/// Says what to write.
+pub(crate) fn span_above_zero(text: &str) -> Result<Span, String> {
+    match text.parse()? {
+        Span(Duration::ZERO) => Err(format!("{text} is no time at all: write 1ms or more")),
+        span => Ok(span),
+    }
+}
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {

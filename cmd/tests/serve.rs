@@ -23,7 +23,10 @@ fn a_node_that_has_no_place_yet_is_alive_and_not_ready_and_refuses_other_connect
     assert_eq!(body("/").0, 503);
     let (status, why) = body("/api/v1/overview");
     assert_eq!(status, 503);
-    assert!(why.contains("\"not applied\"") && why.contains("joining"), "{why}");
+    assert!(
+        why.contains("\"not applied\"") && why.contains("joining"),
+        "{why}"
+    );
     let (status, metrics) = body("/metrics");
     assert_eq!(status, 200);
     assert!(metrics.contains("\nleadline_node_ready 0\n"), "{metrics}");
@@ -34,15 +37,21 @@ fn a_node_that_has_no_place_yet_is_alive_and_not_ready_and_refuses_other_connect
     assert_eq!(node.stop().0, Some(0));
 }
 
+const FLAGS: [&str; 4] = ["--redis", "--s3", "--admin", "--grpc"];
+
 #[test]
 fn a_port_in_use_is_told_of_before_anything_is_opened() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    for flag in ["--redis", "--s3", "--admin", "--grpc"] {
+    for flag in FLAGS {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("data");
         let ended = leadline(&["serve", "--data-dir", data.to_str().unwrap()])
-            .args(["--redis", "0", "--s3", "0", "--admin", "0", "--grpc", "0", flag, &port])
+            .args(
+                FLAGS
+                    .iter()
+                    .flat_map(|&other| [other, if other == flag { &port } else { "0" }]),
+            )
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&ended.stderr);
@@ -60,7 +69,10 @@ fn a_node_that_stops_says_that_all_is_closed_or_ends_with_an_error() {
     let (code, log) = node.stop();
     assert_eq!(code, Some(0), "{log}");
     let last = log.lines().last().unwrap_or_default();
-    assert!(last.contains("stopped: everything is on disk and closed"), "{log}");
+    assert!(
+        last.contains("stopped: everything is on disk and closed"),
+        "{log}"
+    );
 
     let mut node = Node::start(&["--stop-timeout", "0s"]);
     node.until_ready();

@@ -59,8 +59,9 @@ pub(super) fn value(size: usize) -> Bytes {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) elapsed: Duration,
-    /// Microseconds, one value per reply.
+    /// Microseconds, one value per operation that succeeded.
     pub(super) latency: Histogram<u64>,
+    /// Operations that failed.
     pub(super) errors: u64,
     pub(super) first_error: Option<String>,
 }
@@ -212,17 +213,19 @@ async fn drive(
             write_operation(load, key, &mut rng, &mut output);
         }
         let sent = Instant::now();
-        let mut replies = server
-            .call(&output, count * replies_to(load.workload))
-            .await?;
+        let each = replies_to(load.workload);
+        let mut replies = server.call(&output, count, each).await?;
         while load.workload == Workload::WatchTransfer && replies.nils > 0 {
-            replies = server.call(&output, replies_to(load.workload)).await?;
+            replies = server.call(&output, count, each).await?;
         }
         let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.done.fetch_add(count, Ordering::Relaxed);
         let mut outcome = outcome.borrow_mut();
-        outcome.latency.saturating_record_n(micros.max(1), count);
-        outcome.errors += replies.errors;
+        let succeeded = count - replies.failed;
+        outcome
+            .latency
+            .saturating_record_n(micros.max(1), succeeded);
+        outcome.errors += replies.failed;
         if outcome.first_error.is_none() {
             outcome.first_error = replies.first_error;
         }
@@ -279,10 +282,12 @@ async fn drive_peer(
         let micros = u64::try_from(sent.elapsed().as_micros()).unwrap_or(u64::MAX);
         shared.done.fetch_add(1, Ordering::Relaxed);
         let mut outcome = outcome.borrow_mut();
-        outcome.latency.saturating_record(micros.max(1));
-        if let Err(error) = called {
-            outcome.errors += 1;
-            outcome.first_error.get_or_insert(error);
+        match called {
+            Ok(()) => outcome.latency.saturating_record(micros.max(1)),
+            Err(error) => {
+                outcome.errors += 1;
+                outcome.first_error.get_or_insert(error);
+            }
         }
     }
 }
@@ -408,33 +413,43 @@ impl<'a> Server<'a> {
         if let Some(password) = password {
             let mut output = BytesMut::new();
             command(&mut output, &[b"AUTH", password.as_bytes()]);
-            if let Some(error) = server.call(&output, 1).await?.first_error {
+            if let Some(error) = server.call(&output, 1, 1).await?.first_error {
                 return Err(failed(error));
             }
         }
         Ok(server)
     }
 
-    /// Sends `commands` and reads `count` replies.
-    async fn call(&mut self, commands: &[u8], count: u64) -> Result<Replies, String> {
+    /// Sends `commands` and reads the replies of `operations`, `each` replies per operation.
+    async fn call(
+        &mut self,
+        commands: &[u8],
+        operations: u64,
+        each: u64,
+    ) -> Result<Replies, String> {
+        let count = operations * each;
         let failed = |what: &dyn std::fmt::Display| format!("{}: {what}", self.address);
         self.socket
             .write_all(commands)
             .await
             .map_err(|error| failed(&error))?;
         let (mut seen, mut replies) = (0, Replies::default());
+        let mut last_failed = None;
         loop {
             while seen < count {
                 let Some((reply, length)) = parse(&self.input) else {
                     break;
                 };
                 self.input.advance(length);
+                let operation = seen / each;
                 seen += 1;
                 match reply {
                     Reply::Value => {}
                     Reply::Nil => replies.nils += 1,
                     Reply::Error(error) => {
-                        replies.errors += 1;
+                        if last_failed.replace(operation) != Some(operation) {
+                            replies.failed += 1;
+                        }
                         replies.first_error.get_or_insert(error);
                     }
                 }
@@ -465,7 +480,8 @@ impl<'a> Server<'a> {
 /// What a pipeline was answered with.
 #[derive(Default)]
 struct Replies {
-    errors: u64,
+    /// Operations with an error among their replies.
+    failed: u64,
     first_error: Option<String>,
     /// Arrays that are nil: an EXEC that did not commit.
     nils: u64,

@@ -15,7 +15,7 @@ use self::load::{Load, Outcome};
 use self::process::CpuClock;
 use self::report::Row;
 use self::s3::Access;
-use crate::units::{Bytes, Span};
+use crate::units::{Bytes, Span, span_above_zero};
 
 /// Keys are drawn evenly from `--keys` many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,10 +49,12 @@ enum Workload {
         leadline bench set get\n  \
         leadline bench set --connections 256 --addr 10.0.0.1:6379,10.0.0.2:6379,10.0.0.3:6379\n  \
         leadline bench set incr --pipeline 16 --against 127.0.0.1:6400 --rounds 5\n  \
-        leadline bench get --pid $(pidof leadline) --json\n  \
+        leadline bench get --pid $(pgrep -d, -x leadline) --json\n  \
         leadline bench transfer watch-transfer -c 32 --keys 10\n  \
         leadline bench set -c 64 --against etcd://127.0.0.1:2379\n  \
-        leadline bench set get -c 8 -s 1MiB --addr s3://127.0.0.1:9000")]
+        leadline bench set get -c 8 -s 1MiB --addr s3://127.0.0.1:9000\n\n\
+    Rates and latencies are of the operations that succeeded; those that failed are counted apart. \
+    The exit code is 1 when every operation of a workload failed.")]
 pub(crate) struct BenchArgs {
     /// What to run, in this order.
     #[arg(value_enum, default_values_t = [Workload::Set, Workload::Get])]
@@ -81,7 +83,7 @@ pub(crate) struct BenchArgs {
     pipeline: u32,
 
     /// How long each workload runs in each round.
-    #[arg(short, long, default_value = "5s")]
+    #[arg(short, long, default_value = "5s", value_parser = span_above_zero)]
     duration: Span,
 
     /// Rounds; the report gives the median of them.
@@ -117,7 +119,7 @@ pub(crate) struct BenchArgs {
     )]
     password: Option<String>,
 
-    /// Process ids of the servers under --addr, on this machine: reports their CPU per operation.
+    /// Process ids of the servers under --addr, on this machine, with commas between them: reports their CPU per operation.
     #[arg(long, value_delimiter = ',')]
     pid: Vec<u32>,
 
@@ -140,7 +142,7 @@ struct Side<'a> {
 /// Runs the workloads and prints the report.
 ///
 /// # Errors
-/// A server cannot be reached, or answered with an error.
+/// A server cannot be reached, or every operation of a workload failed.
 pub(crate) fn run(args: BenchArgs) -> Result<(), String> {
     let mut sides = vec![Side {
         name: args.addr.join(","),
@@ -176,8 +178,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<(), String> {
             .collect::<Vec<_>>(),
         &report,
         args.json,
-    );
-    Ok(())
+    )
 }
 
 fn workload_name(workload: Workload) -> String {

@@ -83,7 +83,14 @@ fn summarize(rounds: &[Row]) -> Summary {
 }
 
 /// Prints a line per workload and side, and the ratio of the first side to the second.
-pub(super) fn print(sides: &[&str], report: &[(String, Vec<Vec<Row>>)], json: bool) {
+///
+/// # Errors
+/// Names the workloads of which every operation failed.
+pub(super) fn print(
+    sides: &[&str],
+    report: &[(String, Vec<Vec<Row>>)],
+    json: bool,
+) -> Result<(), String> {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header([
         "workload",
@@ -98,7 +105,7 @@ pub(super) fn print(sides: &[&str], report: &[(String, Vec<Vec<Row>>)], json: bo
         "ratio",
         "CPU ratio",
     ]);
-    let mut complaints = Vec::new();
+    let (mut complaints, mut in_vain) = (Vec::new(), Vec::new());
     for (workload, rounds) in report {
         let summaries: Vec<Summary> = rounds.iter().map(|rows| summarize(rows)).collect();
         let ratio = match rounds.as_slice() {
@@ -123,9 +130,12 @@ pub(super) fn print(sides: &[&str], report: &[(String, Vec<Vec<Row>>)], json: bo
             };
             if let Some(error) = &summary.first_error {
                 complaints.push(format!(
-                    "{workload} on {side}: {} errors, first: {error}",
+                    "{workload} on {side}: {} operations failed, first: {error}",
                     summary.errors
                 ));
+                if summary.operations == 0 {
+                    in_vain.push(format!("{workload} on {side}"));
+                }
             }
             if json {
                 let line = serde_json::json!({
@@ -164,4 +174,8 @@ pub(super) fn print(sides: &[&str], report: &[(String, Vec<Vec<Row>>)], json: bo
     for complaint in complaints {
         eprintln!("leadline: {complaint}");
     }
+    if in_vain.is_empty() {
+        return Ok(());
+    }
+    Err(format!("every operation failed of {}", in_vain.join(", ")))
 }

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
-use leadline_kv::cluster::ClusterClient;
+use leadline_kv::cluster::{ClusterClient, ClusterError};
 use leadline_kv::node::{ClusterOverview, GroupOverview};
 use leadline_raft::tls::PeerTls;
 use leadline_raft::{Context, GroupId, NodeId};
 
-use crate::config::PeerTlsFiles;
+use crate::config::{PeerTlsFiles, is_host_and_port};
 use crate::output::say;
-use crate::units::Span;
+use crate::units::{Span, span_above_zero};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -34,7 +34,7 @@ pub(crate) struct ClusterArgs {
     node: String,
 
     /// How long the command may take.
-    #[arg(long, global = true, value_name = "TIME", default_value = "10s")]
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = span_above_zero)]
     timeout: Span,
 
     /// Certificate authority of the cluster's nodes (PEM).
@@ -66,6 +66,7 @@ enum ClusterCommand {
     /// Removes a node for good. Its id is never used again.
     Remove {
         /// The node's id.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         id: u64,
     },
     /// Hands the leadership of one shard, or of all that a node leads, to another node.
@@ -73,16 +74,17 @@ enum ClusterCommand {
         /// The shard (0 is the meta group).
         #[arg(long, conflicts_with = "from", required_unless_present = "from")]
         shard: Option<u64>,
-        /// The node that shall lead it [default: the one that is furthest].
-        #[arg(long, requires = "shard")]
+        /// The node that shall lead [default: of each shard, the one that is furthest].
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
         to: Option<u64>,
         /// Hands over everything that this node leads.
-        #[arg(long)]
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
         from: Option<u64>,
     },
     /// Moves every leadership off a node and keeps them away, before work on it.
     Drain {
         /// The node's id.
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         id: u64,
         /// Ends the drain: the node may lead again.
         #[arg(long)]
@@ -105,6 +107,12 @@ pub(crate) fn run(args: ClusterArgs) -> Result<(), String> {
         );
         return Ok(());
     }
+    if !is_host_and_port(&args.node) {
+        return Err(format!(
+            "--node '{}': write the gRPC address of a node, HOST:PORT (10.0.0.1:50051)",
+            args.node
+        ));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -112,11 +120,51 @@ pub(crate) fn run(args: ClusterArgs) -> Result<(), String> {
     runtime.block_on(async move {
         let ctx = Context::with_timeout(args.timeout.0);
         let tls = peer_tls(&args)?;
-        let mut client = ClusterClient::connect(&ctx, &args.node, tls.as_ref())
-            .await
-            .map_err(|error| error.to_string())?;
-        run_on(&mut client, &ctx, args.command).await
+        let asked = async {
+            let mut client = ClusterClient::connect(&ctx, &args.node, tls.as_ref()).await?;
+            run_on(&mut client, &ctx, args.command).await
+        };
+        asked.await.map_err(|failure| match failure {
+            Failure::Said(why) => why,
+            Failure::Cluster(error) => explain(&error, &args.node, tls.is_some()),
+        })
     })
+}
+
+/// Why a command failed.
+enum Failure {
+    /// A line for the user.
+    Said(String),
+    Cluster(ClusterError),
+}
+
+impl From<ClusterError> for Failure {
+    fn from(error: ClusterError) -> Self {
+        Self::Cluster(error)
+    }
+}
+
+/// What was asked of whom, what came of it, and what to do.
+fn explain(error: &ClusterError, node: &str, with_tls: bool) -> String {
+    let tls = if with_tls {
+        "without --peer-ca, --peer-cert and --peer-key if its nodes have none, otherwise with those \
+         of its own authority"
+    } else {
+        "with --peer-ca, --peer-cert and --peer-key if its nodes have them"
+    };
+    match error {
+        ClusterError::Unreachable { address, why } => format!(
+            "no answer from {address} (--node): {why}; give the gRPC address of a running node \
+             (--grpc there, 50051 by default), and ask {tls}"
+        ),
+        ClusterError::Broken(why) => format!(
+            "{node} (--node) does not answer as a gRPC port: {why}; give the gRPC address of a node \
+             (--grpc there, 50051 by default; not its Redis, S3 or admin port), and ask {tls}"
+        ),
+        ClusterError::Address(_) | ClusterError::Refused(_) | ClusterError::Unfinished(_) => {
+            error.to_string()
+        }
+    }
 }
 
 fn peer_tls(args: &ClusterArgs) -> Result<Option<PeerTls>, String> {
@@ -140,19 +188,17 @@ async fn run_on(
     client: &mut ClusterClient,
     ctx: &Context,
     command: ClusterCommand,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     match command {
         // Answered without a node.
         ClusterCommand::Add => Ok(()),
         ClusterCommand::Status { json } => {
             // A part of the time is left for the answer: who does not answer is named in it.
             let asked = ctx.child(ctx.remaining().mul_f64(0.8).min(Duration::from_secs(3)));
-            let overview = client
-                .overview(&asked)
-                .await
-                .map_err(|error| error.to_string())?;
+            let overview = client.overview(&asked).await?;
             if json {
-                let text = serde_json::to_string_pretty(&overview).map_err(|e| e.to_string())?;
+                let text = serde_json::to_string_pretty(&overview)
+                    .map_err(|error| Failure::Said(error.to_string()))?;
                 say!("{text}");
             } else {
                 print_status(&overview);
@@ -160,10 +206,7 @@ async fn run_on(
             Ok(())
         }
         ClusterCommand::Remove { id } => {
-            let left = client
-                .remove(ctx, NodeId(id))
-                .await
-                .map_err(|error| error.to_string())?;
+            let left = client.remove(ctx, NodeId(id)).await?;
             if left.is_empty() {
                 say!("Node {id} is removed.");
             } else {
@@ -179,43 +222,44 @@ async fn run_on(
             to,
             ..
         } => {
-            client
+            let moved = client
                 .transfer_leader(ctx, GroupId(shard), to.map(NodeId))
-                .await
-                .map_err(|error| error.to_string())?;
-            say!("Group {shard} has another leader.");
+                .await?;
+            match to {
+                Some(to) if moved => say!("Node {to} leads group {shard} now."),
+                Some(to) => say!("Node {to} leads group {shard} already."),
+                None => say!("Group {shard} has another leader."),
+            }
             Ok(())
         }
-        ClusterCommand::TransferLeader { from, .. } => {
-            let from = from.ok_or("give --shard or --from")?;
-            let moved = client
-                .transfer_all(ctx, NodeId(from))
-                .await
-                .map_err(|error| error.to_string())?;
-            say!("{moved} groups moved off node {from}.");
+        ClusterCommand::TransferLeader { from, to, .. } => {
+            let from = from.ok_or_else(|| Failure::Said("give --shard or --from".into()))?;
+            if to == Some(from) {
+                return Err(Failure::Said("--from and --to name the same node".into()));
+            }
+            let to = to.map(NodeId);
+            match client.transfer_all(ctx, NodeId(from), to).await? {
+                0 => say!("Node {from} leads nothing."),
+                moved => say!("{moved} groups moved off node {from}."),
+            }
             Ok(())
         }
         ClusterCommand::Drain { id, undo: true } => {
-            client
-                .undrain(ctx, NodeId(id))
-                .await
-                .map_err(|error| error.to_string())?;
+            client.undrain(ctx, NodeId(id)).await?;
             say!("Node {id} may lead again.");
             Ok(())
         }
         ClusterCommand::Drain { id, undo: false } => {
-            let left = client
-                .drain(ctx, NodeId(id))
-                .await
-                .map_err(|error| error.to_string())?;
+            let left = client.drain(ctx, NodeId(id)).await?;
             if left.is_empty() {
                 say!("Node {id} leads nothing and will not until `drain {id} --undo`.");
                 Ok(())
             } else {
-                Err(format!(
-                    "node {id} still leads {}: ask again, or look at status",
+                Err(Failure::Said(format!(
+                    "node {id} still leads {}: it is drained and goes on giving them away; ask \
+                     again, look at status, or end it with `drain {id} --undo`",
                     groups(&left)
-                ))
+                )))
             }
         }
     }
@@ -278,9 +322,7 @@ fn print_status(overview: &ClusterOverview) {
     for group in &overview.groups {
         shards.add_row([
             group.group.to_string(),
-            group
-                .slots
-                .map_or_else(|| "meta".into(), |(first, last)| format!("{first}-{last}")),
+            keys_of(group),
             group
                 .leader
                 .map_or_else(|| "NONE".into(), |node| format!("node {node}")),
@@ -298,6 +340,15 @@ fn print_status(overview: &ClusterOverview) {
     say!("{shards}");
     for sentence in &overview.unknown {
         say!("not known: {sentence}");
+    }
+}
+
+/// Whose keys a group holds: a run of Redis slots, the catalog, or else buckets.
+fn keys_of(group: &GroupOverview) -> String {
+    match group.slots {
+        Some((first, last)) => format!("{first}-{last}"),
+        None if group.group == GroupId::META => "meta".into(),
+        None => "S3".into(),
     }
 }
 

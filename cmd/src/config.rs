@@ -293,7 +293,9 @@ impl ServeArgs {
             ));
         }
         if self.log.as_ref().is_some_and(String::is_empty) {
-            return Err(conflict("log is empty: write error, warn, info, debug or trace".into()));
+            return Err(conflict(
+                "log is empty: write error, warn, info, debug or trace".into(),
+            ));
         }
         let s3_domains = self.s3_domain.unwrap_or_default();
         if s3_domains.iter().any(String::is_empty) {
@@ -399,7 +401,7 @@ fn conflict(what: String) -> ConfigError {
     ConfigError::Conflict(what)
 }
 
-fn is_host_and_port(address: &str) -> bool {
+pub(crate) fn is_host_and_port(address: &str) -> bool {
     address.rsplit_once(':').is_some_and(|(host, port)| {
         !host.is_empty() && !host.contains(['/', ' ']) && port.parse::<u16>().is_ok_and(|n| n > 0)
     })
@@ -541,9 +543,15 @@ mod tests {
         ] {
             let error = resolved_from(text).unwrap_err();
             assert!(error.contains(said), "{text}: {error}");
-            assert!(!error.contains("s3cret") && !error.contains('\n'), "{error}");
+            assert!(
+                !error.contains("s3cret") && !error.contains('\n'),
+                "{error}"
+            );
         }
-        assert_eq!(resolved_from("requirepass = \"\"").unwrap().requirepass, None);
+        assert_eq!(
+            resolved_from("requirepass = \"\"").unwrap().requirepass,
+            None
+        );
     }
 
     /// `LEADLINE_REQUIREPASS=` in a unit file would otherwise open the Redis port to everybody.
@@ -566,7 +574,10 @@ mod tests {
         for (args, variable) in [(password, "LEADLINE_REQUIREPASS"), (log, "LEADLINE_LOG")] {
             let error = args.resolve().map(|settings| settings.requirepass);
             let error = error.unwrap_err().to_string();
-            assert!(error.contains(variable) && error.contains("empty"), "{error}");
+            assert!(
+                error.contains(variable) && error.contains("empty"),
+                "{error}"
+            );
         }
     }
 

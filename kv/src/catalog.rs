@@ -242,6 +242,12 @@ impl Catalog {
         (0..=self.shards.len()).map(|position| self.group_at(position))
     }
 
+    /// The groups that own a part of the keyspace of `door`.
+    pub fn groups_of(&self, door: Door) -> impl Iterator<Item = GroupId> {
+        self.positions_of(door)
+            .map(|position| self.group_at(position))
+    }
+
     /// Positions of the groups that own a part of the keyspace of `door`.
     #[must_use]
     pub fn positions_of(&self, door: Door) -> Range<usize> {

@@ -75,6 +75,7 @@ impl From<RaftError> for KvError {
             RaftError::NotApplied(ended) => Self::NotApplied(ended),
             RaftError::OutcomeUnknown(why) => Self::Unknown(why),
             RaftError::TooLarge { .. } => Self::Invalid(error.to_string()),
+            RaftError::Refused(why) => Self::Invalid(why),
             RaftError::NoSuchGroup => Self::NoLeader { leader: None },
             RaftError::Stopped(why) => Self::Storage(why),
         }

@@ -20,6 +20,9 @@ pub enum RaftError {
     /// The entry is larger than the log takes. Not applied.
     #[error("an entry of {size} bytes is over the limit of {limit}")]
     TooLarge { size: usize, limit: usize },
+    /// The group, as it is, cannot do what it was asked. Not applied; asking again will not help.
+    #[error("{0}")]
+    Refused(String),
     /// This node does not host the group (any more). Not applied.
     #[error("this node does not host the group")]
     NoSuchGroup,

@@ -33,8 +33,9 @@ pub struct Facts {
     pub cluster_id: u64,
     pub nodes: usize,
     pub voters: usize,
+    /// Shards of the Redis keyspace that this node replicates.
     pub shards: usize,
-    /// Shards that this node leads, as far as it knows.
+    /// Those of them that this node leads, as far as it knows.
     pub shards_led: usize,
     /// Such as `"read-index"`.
     pub read_mode: String,

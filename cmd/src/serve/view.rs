@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use leadline_http::NodeView;
 use leadline_kv::node::{ClusterOverview, Node, Readiness};
-use leadline_kv::{Coordinator, KvError};
+use leadline_kv::{Coordinator, Door, KvError};
 use leadline_raft::{Context, NodeId};
 use leadline_redis::{Facts, NodeFacts};
 
@@ -53,15 +53,19 @@ impl NodeFacts for View {
     fn facts(&self) -> Facts {
         let status = self.node.status();
         let (nodes, voters) = self.node.members_and_copies();
-        let data_groups = status.groups.iter().filter(|group| group.group.0 != 0);
+        let of_redis = self.node.groups_of(Door::Redis);
+        let shards = status
+            .groups
+            .iter()
+            .filter(|status| of_redis.contains(&status.group));
         Facts {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node_id: self.node.id().0,
             cluster_id: self.node.cluster().0,
             nodes,
             voters,
-            shards: data_groups.clone().count(),
-            shards_led: data_groups.filter(|group| group.leading).count(),
+            shards: shards.clone().count(),
+            shards_led: shards.filter(|group| group.leading).count(),
             read_mode: self.read_mode.to_owned(),
             engine: self.node.engine().to_string(),
             memory_bytes: resident_bytes(),

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -68,6 +68,22 @@ pub(crate) fn exchange(
     Ok((status.unwrap_or(0), head.to_owned(), body.to_owned()))
 }
 
+/// What a Redis port answers to an inline command, up to the line that holds `last`.
+pub(crate) fn redis(port: u16, command: &str, last: &str) -> String {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(command.as_bytes()).unwrap();
+    let (mut lines, mut answer) = (BufReader::new(socket), String::new());
+    while !answer
+        .lines()
+        .last()
+        .is_some_and(|line| line.contains(last))
+    {
+        assert!(lines.read_line(&mut answer).unwrap() > 0, "{answer}");
+    }
+    answer
+}
+
 /// One `leadline serve` with a data directory of its own.
 pub(crate) struct Node {
     pub(crate) redis: u16,
@@ -121,7 +137,11 @@ impl Node {
         while http(self.admin, "GET", path, "").0 != 200 {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", self.log());
-            assert!(began.elapsed() < PATIENCE, "no 200 of {path}: {}", self.log());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "no 200 of {path}: {}",
+                self.log()
+            );
             sleep(Duration::from_millis(50));
         }
     }
@@ -135,7 +155,11 @@ impl Node {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return (status.code(), self.log());
             }
-            assert!(began.elapsed() < PATIENCE, "it does not stop: {}", self.log());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "it does not stop: {}",
+                self.log()
+            );
             sleep(Duration::from_millis(20));
         }
     }

@@ -192,10 +192,13 @@ impl Catalog {
             .present()
             .filter(|&(other, member)| other != node && member.state == MemberState::Up)
             .count();
+        let state = MemberState::from_wire(update.state());
+        let left_alone = (state == Some(MemberState::Draining))
+            .then(|| self.only_one_that_may_lead(node))
+            .flatten();
         let Some(member) = self.members.get_mut(&node) else {
             return Err(format!("there is no node {node}"));
         };
-        let state = MemberState::from_wire(update.state());
         if member.state == MemberState::Removed {
             return match state {
                 Some(MemberState::Removed) => Ok(()),
@@ -207,6 +210,13 @@ impl Catalog {
         if state == Some(MemberState::Removed) && others_up == 0 {
             return Err(format!("node {node} is the last one: it cannot be removed"));
         }
+        // Whoever drains already may be told so again.
+        if let (Some(group), false) = (left_alone, member.state == MemberState::Draining) {
+            return Err(format!(
+                "node {node} cannot be drained: nobody could take over group {group}, because no \
+                 other node that is up and not drained itself has a vote in it"
+            ));
+        }
         if let Some(addresses) = update.addresses.clone() {
             member.addresses = Addresses::from_wire(addresses);
         }
@@ -214,6 +224,21 @@ impl Catalog {
             member.state = state;
         }
         Ok(())
+    }
+
+    /// A group in which no node but `node` votes and may lead.
+    fn only_one_that_may_lead(&self, node: NodeId) -> Option<GroupId> {
+        let may_lead = |other: &NodeId| {
+            self.members.get(other).is_some_and(|member| {
+                matches!(member.state, MemberState::Up | MemberState::Joining)
+            })
+        };
+        self.groups().find(|&group| {
+            let voters = self.replicas(group).iter();
+            let mut voters = voters.filter(|voter| !self.learners(group).contains(voter));
+            voters.clone().any(|&voter| voter == node)
+                && !voters.any(|&voter| voter != node && may_lead(&voter))
+        })
     }
 
     fn set_replicas(&mut self, set: &wire::SetReplicas) -> Result<(), String> {
@@ -452,6 +477,54 @@ mod tests {
                 }),
             Just(MetaOperation::read()),
         ]
+    }
+
+    /// Such a drain could never end, and would leave a cluster in which nobody is ready.
+    #[test]
+    fn a_node_is_not_drained_while_nobody_could_take_over_from_it() {
+        let mut rows = bootstrapped();
+        let join = MetaOperation::add_member(&addresses(2), Bytes::from_static(b"a"), None);
+        let set = MetaOperation::set_member_state;
+        let drain = |rows: &mut MemoryRows, node| {
+            let reply = run(rows, &set(NodeId(node), MemberState::Draining));
+            let state = reply.catalog.unwrap().members()[&NodeId(node)].state;
+            assert_eq!(reply.refused.is_none(), state == MemberState::Draining);
+            reply.refused
+        };
+        assert!(
+            drain(&mut rows, 1)
+                .unwrap()
+                .contains("nobody could take over")
+        );
+        run(&mut rows, &join);
+        run(&mut rows, &set(NodeId(2), MemberState::Up));
+        let groups: Vec<_> = {
+            let catalog = run(&mut rows, &MetaOperation::read()).catalog.unwrap();
+            catalog.groups().collect()
+        };
+        let both = [NodeId(1), NodeId(2)];
+        for (at, group) in groups.iter().enumerate() {
+            // Until it votes everywhere the second node cannot take over everything.
+            assert!(drain(&mut rows, 1).is_some(), "{at} of {}", groups.len());
+            let learners = if at == 1 { &both[1..] } else { &[] };
+            run(
+                &mut rows,
+                &MetaOperation::set_replicas(*group, &both, learners),
+            );
+        }
+        assert!(
+            drain(&mut rows, 1).unwrap().contains("group 1,"),
+            "a learner"
+        );
+        run(
+            &mut rows,
+            &MetaOperation::set_replicas(groups[1], &both, &[]),
+        );
+        assert_eq!(drain(&mut rows, 1), None);
+        assert_eq!(drain(&mut rows, 1), None, "again");
+        assert!(drain(&mut rows, 2).is_some());
+        run(&mut rows, &set(NodeId(1), MemberState::Up));
+        assert_eq!(drain(&mut rows, 2), None);
     }
 
     proptest! {

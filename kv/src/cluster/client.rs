@@ -26,6 +26,10 @@ pub enum ClusterError {
     /// Nobody answered there.
     #[error("no answer from {address}: {why}")]
     Unreachable { address: String, why: String },
+    /// Who answered there broke the connection off, or does not speak gRPC: perhaps another port of
+    /// a node, or one of two that do not agree about TLS.
+    #[error("the connection broke: {0}")]
+    Broken(String),
     /// It was refused, and asking again will not help.
     #[error("{0}")]
     Refused(String),
@@ -170,7 +174,7 @@ impl ClusterClient {
         Ok(pending.into_iter().map(GroupId).collect())
     }
 
-    /// Moves the leadership of `group` to `to`, or to its best voter.
+    /// Moves the leadership of `group` to `to`, or to its best voter. False: `to` had it already.
     ///
     /// # Errors
     /// [`ClusterError`].
@@ -179,25 +183,31 @@ impl ClusterClient {
         ctx: &Context,
         group: GroupId,
         to: Option<NodeId>,
-    ) -> Result<(), ClusterError> {
+    ) -> Result<bool, ClusterError> {
         let request = wire::TransferLeaderRequest {
             group: Some(group.0),
             to: to.map_or(0, |node| node.0),
             from: 0,
         };
         let request = grpc::request(ctx, request);
-        self.inner.transfer_leader(request).await?;
-        Ok(())
+        let reply = self.inner.transfer_leader(request).await?;
+        Ok(reply.into_inner().moved > 0)
     }
 
-    /// Moves every leadership off `from`, once; returns how many moved.
+    /// Moves every leadership off `from`, once, to `to` or each to its best voter; returns how many
+    /// moved.
     ///
     /// # Errors
     /// [`ClusterError`].
-    pub async fn transfer_all(&mut self, ctx: &Context, from: NodeId) -> Result<u32, ClusterError> {
+    pub async fn transfer_all(
+        &mut self,
+        ctx: &Context,
+        from: NodeId,
+        to: Option<NodeId>,
+    ) -> Result<u32, ClusterError> {
         let request = wire::TransferLeaderRequest {
             group: None,
-            to: 0,
+            to: to.map_or(0, |node| node.0),
             from: from.0,
         };
         let request = grpc::request(ctx, request);
@@ -222,6 +232,10 @@ impl ClusterClient {
 
 impl From<Status> for ClusterError {
     fn from(status: Status) -> Self {
+        // A status that a node sent has no cause: this one was made here.
+        if let Some(cause) = std::error::Error::source(&status) {
+            return Self::Broken(innermost(cause));
+        }
         let said = status.message().to_owned();
         match status.code() {
             Code::FailedPrecondition

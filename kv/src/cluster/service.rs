@@ -161,24 +161,37 @@ impl Cluster for ClusterService {
     ) -> Result<Response<wire::TransferLeaderReply>, Status> {
         let ctx = grpc::context(&request);
         let request = request.into_inner();
-        let to = NodeId(request.to);
-        let groups: Vec<GroupId> = match request.group {
-            Some(group) => vec![GroupId(group)],
+        let to = (request.to != 0).then_some(NodeId(request.to));
+        let Some(catalog) = self.core.catalog() else {
+            return Err(Status::unavailable("the asked node has no catalog yet"));
+        };
+        let is_member = |node: NodeId| catalog.present().any(|(member, _)| member == node);
+        let named = [
+            (request.group.is_none()).then_some(NodeId(request.from)),
+            to,
+        ];
+        if let Some(stranger) = named.into_iter().flatten().find(|&node| !is_member(node)) {
+            return Err(Status::not_found(format!("there is no node {stranger}")));
+        }
+        let groups: Vec<GroupId> = match request.group.map(GroupId) {
+            Some(group) if catalog.groups().any(|known| known == group) => vec![group],
+            Some(group) => return Err(Status::not_found(format!("there is no group {group}"))),
             None => self.led_by(&ctx, NodeId(request.from)).await,
         };
         let mut moved = 0;
         for group in groups {
-            let change = wire::ChangeGroupRequest {
-                group: group.0,
-                kind: Kind::Transfer.into(),
-                node: to.0,
-                address: String::new(),
-            };
-            self.core
-                .change_group(&ctx, change)
-                .await
-                .map_err(|why| Status::aborted(format!("group {group}: {why}")))?;
-            moved += 1;
+            match self.move_leadership(&ctx, group, to).await {
+                Ok(true) => moved += 1,
+                Ok(false) => {}
+                Err(why) if moved == 0 => {
+                    return Err(Status::aborted(format!("group {group}: {why}")));
+                }
+                Err(why) => {
+                    return Err(Status::aborted(format!(
+                        "group {group}: {why}; {moved} groups had moved by then"
+                    )));
+                }
+            }
         }
         Ok(Response::new(wire::TransferLeaderReply { moved }))
     }
@@ -219,6 +232,33 @@ impl ClusterService {
             MemberState::Removed => catalog.groups().filter(has).collect(),
             MemberState::Up | MemberState::Joining => Vec::new(),
         }
+    }
+
+    /// Moves the leadership of `group` to `to`, or to its best voter. False: `to` has it already.
+    async fn move_leadership(
+        &self,
+        ctx: &Context,
+        group: GroupId,
+        to: Option<NodeId>,
+    ) -> Result<bool, String> {
+        if to.is_some()
+            && to
+                == self
+                    .core
+                    .members(ctx, group)
+                    .await
+                    .ok()
+                    .map(|(leader, _)| leader)
+        {
+            return Ok(false);
+        }
+        let change = wire::ChangeGroupRequest {
+            group: group.0,
+            kind: Kind::Transfer.into(),
+            node: to.map_or(0, |node| node.0),
+            address: String::new(),
+        };
+        self.core.change_group(ctx, change).await.map(|_| true)
     }
 
     /// The groups that `node` leads, as far as that can be learned.

@@ -103,7 +103,13 @@ async fn ask(
                 Err(ClusterError::Refused(why)) => return Err(OpenError::Join(why)),
                 Err(ClusterError::Address(why)) => return Err(OpenError::Invalid(why)),
                 Err(error) => {
-                    last = error.to_string();
+                    last = match error {
+                        ClusterError::Broken(why) => format!(
+                            "{seed} does not answer as a gRPC port ({why}): give the gRPC address \
+                             of a node, and the peer certificates if its nodes have them"
+                        ),
+                        error => error.to_string(),
+                    };
                     joining(&last);
                 }
             }

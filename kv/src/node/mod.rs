@@ -308,6 +308,14 @@ impl Node {
         })
     }
 
+    /// The groups that hold the keys of `door`, as far as this node knows.
+    #[must_use]
+    pub fn groups_of(&self, door: Door) -> Vec<GroupId> {
+        self.core
+            .catalog()
+            .map_or_else(Vec::new, |catalog| catalog.groups_of(door).collect())
+    }
+
     /// The storage engine of the data directory.
     #[must_use]
     pub fn engine(&self) -> EngineKind {

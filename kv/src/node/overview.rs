@@ -65,7 +65,7 @@ pub struct MemberOverview {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupOverview {
     pub group: GroupId,
-    /// Redis slots, first and last; `None` for the meta group.
+    /// Redis slots, first and last; `None` for the meta group and for those that hold buckets.
     pub slots: Option<(u16, u16)>,
     /// Who leads, with a quorum's acknowledgement; `None`: nobody says so.
     pub leader: Option<NodeId>,

@@ -552,7 +552,7 @@ async fn groups_that_the_leader_of_the_meta_group_does_not_host_are_kept_whole()
         .await
         .unwrap();
     // One may be elected again; none to move is what must not be said.
-    let moved = asked.transfer_all(&seconds(20), drained).await;
+    let moved = asked.transfer_all(&seconds(20), drained, None).await;
     assert!(!matches!(moved, Ok(0)), "{moved:?}");
     let left = asked.drain(&seconds(30), drained).await.unwrap();
     assert_eq!(left, []);

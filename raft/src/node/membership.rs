@@ -88,7 +88,7 @@ impl Group {
                         .map_err(RaftError::NotApplied)?;
                 }
                 ClientWriteError::ChangeMembershipError(error) => {
-                    return Err(RaftError::Stopped(format!("membership refused: {error}")));
+                    return Err(RaftError::Refused(format!("membership refused: {error}")));
                 }
             }
         }
@@ -186,9 +186,9 @@ impl Membership for Group {
             // It counts as a voter already, and may be gone: the change is finished without it.
             Some(Role::IncomingVoter) => {}
             Some(Role::OutgoingVoter) => {
-                return Err(RaftError::Stopped(format!("node {node} is being removed")));
+                return Err(RaftError::Refused(format!("node {node} is being removed")));
             }
-            None => return Err(RaftError::Stopped(format!("node {node} is no learner"))),
+            None => return Err(RaftError::Refused(format!("node {node} is no learner"))),
         }
         let voters = BTreeSet::from([node.0]);
         self.change_voters(ctx, leader, ChangeMembers::AddVoterIds(voters))
@@ -221,14 +221,16 @@ impl Membership for Group {
         let to = match wanted {
             Some(to) => to,
             None => self.successor()?.ok_or_else(|| {
-                RaftError::Stopped("it has no other voter that could lead".into())
+                RaftError::Refused("the group has no other voter that could lead".into())
             })?,
         };
         if to == self.node {
             return Ok(());
         }
         if self.members().get(&to).map(|member| member.role) != Some(Role::Voter) {
-            return Err(RaftError::Stopped(format!("node {to} is no voter")));
+            return Err(RaftError::Refused(format!(
+                "node {to} has no vote in the group"
+            )));
         }
         let raft = self.running()?;
         self.proofs.fence_lease(leader.term);

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::output::say;
-use crate::units::Span;
+use crate::units::{Span, span_above_zero};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -32,7 +32,7 @@ pub(crate) struct S3Args {
     node: String,
 
     /// How long the command may take.
-    #[arg(long, global = true, value_name = "TIME", default_value = "10s")]
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = span_above_zero)]
     timeout: Span,
 
     #[command(subcommand)]
@@ -53,7 +53,7 @@ enum KeyCommand {
     /// Makes a key and shows its secret, once. The key may make buckets, which it then owns.
     Create {
         /// What the key is for.
-        #[arg(long, default_value = "")]
+        #[arg(long)]
         name: String,
         /// Makes the key an owner of every bucket.
         #[arg(long)]
@@ -226,10 +226,12 @@ impl Admin {
             Some(body) => serde_json::to_vec(body).map_err(|error| error.to_string())?,
             None => Vec::new(),
         };
+        // The node ends a little earlier, and says why.
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nRequest-Timeout: {:.3}\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             self.address,
+            self.timeout.mul_f64(0.9).as_secs_f64(),
             body.len()
         );
         let exchange = async {

@@ -167,7 +167,10 @@ async fn serve(settings: Settings) -> Result<(), String> {
         http_stop.clone(),
         move || Context::with_timeout(stop_timeout),
     ));
-    tracing::info!(admin = format_args!("http://{}/", addresses.admin), "opening");
+    tracing::info!(
+        admin = format_args!("http://{}/", addresses.admin),
+        "opening"
+    );
     let mut registry = Registry::with_prefix("leadline");
     let node = tokio::select! {
         opened = async { Node::open(&Context::with_timeout(OPEN), config, &mut registry).await } => {
@@ -217,7 +220,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     if settings.is_for_trying_out() {
         tell_first_key(&s3.keys(), &settings).await;
     }
-    let keys = s3.keys().router();
+    let keys = s3.keys().router(settings.fallback_deadline);
     if let Some(port) = ports.s3 {
         tasks.spawn(leadline_http::serve(
             port.listen()?,
@@ -236,7 +239,13 @@ async fn serve(settings: Settings) -> Result<(), String> {
     }
     // Last: whoever finds this node ready may connect to every port.
     whole.get_or_init(|| {
-        http_router(&view, registry, http_metrics, settings.fallback_deadline).merge(keys)
+        http_router(
+            &view,
+            registry,
+            http_metrics,
+            keys,
+            settings.fallback_deadline,
+        )
     });
     tracing::info!(
         node = %node.id(),
@@ -319,6 +328,7 @@ fn http_router(
     view: &Arc<View>,
     registry: Registry,
     metrics: HttpMetrics,
+    keys: Router,
     fallback: Duration,
 ) -> Router {
     let node = Arc::clone(view) as Arc<dyn NodeView>;
@@ -327,6 +337,7 @@ fn http_router(
         .router()
         .merge(metrics_router(Arc::clone(&registry)))
         .merge(Admin::new(node, registry, fallback).router())
+        .merge(keys)
         .layer(axum::middleware::from_fn_with_state(metrics, watched))
 }
 

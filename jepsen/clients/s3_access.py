@@ -13,7 +13,7 @@ from harness import BINARY
 def new_key(node, *flags):
     """An access key of the cluster, made by the command line."""
     environment = {**os.environ, "LEADLINE_ADMIN_ADDRESS": f"127.0.0.1:{node.admin}"}
-    command = [BINARY, "s3", "key", "create", "--json", *flags]
+    command = [BINARY, "s3", "key", "create", "--name", "test", "--json", *flags]
     made = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     key = json.loads(made.stdout)
     return key["access_key"], key["secret_key"]

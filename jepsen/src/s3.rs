@@ -325,7 +325,17 @@ fn escaped(text: &str) -> String {
 pub(crate) async fn open_buckets(cluster: &Cluster) -> Result<(), String> {
     let address = cluster.address(1);
     let admin = format!("{address}:{}", crate::client::ADMIN_PORT);
-    let arguments = ["s3", "--node", &admin, "key", "create", "--admin", "--json"];
+    let arguments = [
+        "s3",
+        "--node",
+        &admin,
+        "key",
+        "create",
+        "--name",
+        "fault-run",
+        "--admin",
+        "--json",
+    ];
     let made = cluster.leadline(&arguments).await?;
     let key: serde_json::Value = serde_json::from_str(&made).map_err(|error| error.to_string())?;
     let user = match (key["access_key"].as_str(), key["secret_key"].as_str()) {

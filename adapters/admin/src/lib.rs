@@ -7,7 +7,8 @@
 //! | `/api/v1/node` | this node: id, version, readiness |
 //! | `/api/v1/metrics` | this node's metrics as JSON: families, samples, labels |
 //!
-//! Read only. Errors are JSON too: `{"error": …, "outcome": "not applied" | "unknown"}`.
+//! All of these only read; the S3 door adds the calls that make its access keys (`/api/v1/s3/keys`).
+//! Errors are JSON too: [`leadline_http::failure`].
 
 mod families;
 mod page;
@@ -15,13 +16,14 @@ mod page;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::Response;
 use axum::routing::{any, get};
 use axum::{Json, Router};
-use leadline_http::{NodeView, request_context};
-use leadline_kv::{KvError, Outcome};
+use leadline_http::{NodeView, failure, fresh, refusal, request_context, status_of};
+use leadline_kv::Outcome;
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use tokio::sync::watch;
@@ -70,33 +72,10 @@ async fn not_open(State(doing): State<watch::Receiver<String>>) -> Response {
     failure(StatusCode::SERVICE_UNAVAILABLE, &why, Outcome::NotApplied)
 }
 
-fn fresh(answer: impl IntoResponse) -> Response {
-    let mut response = answer.into_response();
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-fn failure(status: StatusCode, text: &str, outcome: Outcome) -> Response {
-    let outcome = match outcome {
-        Outcome::NotApplied => "not applied",
-        Outcome::Unknown => "unknown",
-    };
-    fresh((status, Json(json!({ "error": text, "outcome": outcome }))))
-}
-
-async fn overview(State(admin): State<Admin>, request: Request) -> Response {
-    let (parts, _body) = request.into_parts();
+async fn overview(State(admin): State<Admin>, parts: Parts) -> Response {
     let ctx = match request_context(&parts, admin.fallback) {
         Ok(ctx) => ctx,
-        Err(error) => {
-            return failure(
-                StatusCode::BAD_REQUEST,
-                &error.to_string(),
-                Outcome::NotApplied,
-            );
-        }
+        Err(error) => return refusal(&error.to_string()),
     };
     // Dropped with the handler, which is dropped with the connection.
     let _gone = ctx.guard();
@@ -106,18 +85,10 @@ async fn overview(State(admin): State<Admin>, request: Request) -> Response {
     }
 }
 
-fn status_of(error: &KvError) -> StatusCode {
-    match error {
-        KvError::NoLeader { .. }
-        | KvError::Overloaded { .. }
-        | KvError::NotApplied(_)
-        | KvError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
-        KvError::CrossShard | KvError::Invalid(_) => StatusCode::BAD_REQUEST,
-        KvError::Unknown(_) | KvError::Storage(_) => StatusCode::INTERNAL_SERVER_ERROR,
+async fn node(State(admin): State<Admin>, parts: Parts) -> Response {
+    if let Err(error) = request_context(&parts, admin.fallback) {
+        return refusal(&error.to_string());
     }
-}
-
-async fn node(State(admin): State<Admin>) -> Response {
     fresh(Json(json!({
         "node": admin.node.node(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -125,7 +96,10 @@ async fn node(State(admin): State<Admin>) -> Response {
     })))
 }
 
-async fn metrics(State(admin): State<Admin>) -> Response {
+async fn metrics(State(admin): State<Admin>, parts: Parts) -> Response {
+    if let Err(error) = request_context(&parts, admin.fallback) {
+        return refusal(&error.to_string());
+    }
     match families::collect(&admin.registry) {
         Ok(families) => fresh(Json(json!({ "families": families }))),
         Err(error) => failure(
@@ -139,7 +113,8 @@ async fn metrics(State(admin): State<Admin>) -> Response {
 async fn no_such_call() -> Response {
     failure(
         StatusCode::NOT_FOUND,
-        "no such call: there are /api/v1/overview, /api/v1/node and /api/v1/metrics",
+        "no such call: there are /api/v1/overview, /api/v1/node, /api/v1/metrics, /api/v1/s3/keys, \
+         /api/v1/s3/keys/KEY and /api/v1/s3/keys/KEY/grants",
         Outcome::NotApplied,
     )
 }

@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::State;
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -83,7 +84,11 @@ async fn ok() -> &'static str {
     "ok\n"
 }
 
-async fn ready(State(probes): State<Probes>) -> Response {
+async fn ready(State(probes): State<Probes>, parts: Parts) -> Response {
+    // It does not wait, but who asks is told that his next probe would not do what he means.
+    if let Err(error) = request_context(&parts, probes.fallback) {
+        return bad_request(error.to_string());
+    }
     let readiness = probes.node.readiness();
     if readiness.ready {
         return "ok\n".into_response();
@@ -118,22 +123,25 @@ enum Target {
 }
 
 fn target(query: &str) -> Result<Target, String> {
-    let mut target = Target::Group(GroupId::META);
+    let mut named = None;
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        match name {
+        let target = match name {
             "shard" => {
                 let number = value
                     .parse()
                     .map_err(|_| format!("shard={value}: write the number of a shard"))?;
-                target = Target::Group(GroupId(number));
+                Target::Group(GroupId(number))
             }
-            "key" => target = Target::Key(unescape(value)?),
+            "key" => Target::Key(unescape(value)?),
             // `timeout` is read elsewhere; what a prober adds for itself (`verbose`) is not ours.
-            _ => {}
+            _ => continue,
+        };
+        if named.replace(target).is_some() {
+            return Err("name one shard or one key".to_owned());
         }
     }
-    Ok(target)
+    Ok(named.unwrap_or(Target::Group(GroupId::META)))
 }
 
 /// Undoes percent encoding (RFC 3986, section 2.1).
@@ -157,8 +165,7 @@ fn unescape(text: &str) -> Result<Vec<u8>, String> {
     Ok(out)
 }
 
-async fn leader(State(probes): State<Probes>, request: Request) -> Response {
-    let (parts, _body) = request.into_parts();
+async fn leader(State(probes): State<Probes>, parts: Parts) -> Response {
     let (ctx, target) = match (
         request_context(&parts, probes.fallback),
         target(parts.uri.query().unwrap_or_default()),
@@ -209,6 +216,14 @@ async fn prove(probes: &Probes, ctx: &Context, target: Target) -> Response {
                     "no proof of leadership before the deadline\n".into(),
                     leader,
                 ),
+                KvError::NoLeader { leader: now } => {
+                    let who = match (now, leader) {
+                        (Some(now), _) => format!("node {now} leads"),
+                        (None, Some(last)) => format!("no leader is known; node {last} led last"),
+                        (None, None) => "no leader is known".to_owned(),
+                    };
+                    unavailable(format!("not the leader: {who}\n"), leader)
+                }
                 error => unavailable(format!("not the leader: {error}\n"), leader),
             }
         }
@@ -244,5 +259,17 @@ mod tests {
                 .contains("number of a shard")
         );
         assert!(target("key=%4").is_err());
+        for contradictory in [
+            "shard=1&key=a",
+            "key=a&shard=1",
+            "shard=1&shard=2",
+            "key=a&key=b",
+        ] {
+            assert!(
+                target(contradictory)
+                    .unwrap_err()
+                    .contains("one shard or one key")
+            );
+        }
     }
 }

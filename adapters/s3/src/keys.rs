@@ -1,13 +1,20 @@
 //! The administration of access keys: what `leadline s3 key` and the admin API do.
 
+use std::time::Duration;
+
+use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
+use leadline_http::{failure, fresh, request_context, status_of};
+use leadline_kv::{KvError, Outcome};
 use leadline_raft::Context;
 use rand::Rng;
 use rand::distr::Alphanumeric;
+use s3s::path::check_bucket_name;
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Keyring;
@@ -49,6 +56,7 @@ pub struct ShownGrant {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NewKey {
+    /// What the key is for: whoever lists the keys must know which may go.
     #[serde(default)]
     pub name: String,
     /// Owner of every bucket.
@@ -59,7 +67,7 @@ pub struct NewKey {
     pub grants: Vec<ShownGrant>,
 }
 
-/// Why nothing was done.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The request makes no sense.
@@ -67,9 +75,12 @@ pub enum KeyError {
     Wrong(String),
     #[error("{0}")]
     NotFound(String),
-    /// No answer in time, or no leader: try again.
+    /// The store could not do it, or does not know whether it did.
     #[error("{0}")]
-    Unavailable(String),
+    Failed(KvError),
+    /// An answer of another kind: it is not known what was done.
+    #[error("an answer of another kind")]
+    Strange,
 }
 
 impl From<Failure> for KeyError {
@@ -79,8 +90,8 @@ impl From<Failure> for KeyError {
                 Self::NotFound(refused.text)
             }
             Failure::Refused(refused) => Self::Wrong(refused.text),
-            Failure::Kv(error) => Self::Unavailable(error.to_string()),
-            Failure::Malformed => Self::Unavailable("an answer of another kind".to_owned()),
+            Failure::Kv(error) => Self::Failed(error),
+            Failure::Malformed => Self::Strange,
         }
     }
 }
@@ -107,12 +118,18 @@ fn level_out(level: Level) -> &'static str {
 }
 
 fn grant_in(grant: &ShownGrant) -> Result<GrantRow, KeyError> {
-    if grant.bucket.is_empty() {
-        return Err(KeyError::Wrong("a grant names a bucket, or *".to_owned()));
+    let level = level_in(&grant.level)?;
+    // Taking back what was never valid must stay possible.
+    let is_bucket = grant.bucket == "*" || check_bucket_name(&grant.bucket);
+    if !is_bucket && level != Level::Nothing {
+        return Err(KeyError::Wrong(format!(
+            "'{}' is not the name of a bucket: a grant names one (3 to 63 of a-z, 0-9, . and -), or *",
+            grant.bucket
+        )));
     }
     Ok(GrantRow {
         bucket: grant.bucket.clone(),
-        level: level_in(&grant.level)?.into(),
+        level: level.into(),
     })
 }
 
@@ -153,6 +170,11 @@ impl Keys {
     /// # Errors
     /// [`KeyError`]; the key was not made, unless the outcome is unknown.
     pub async fn create(&self, ctx: &Context, new: &NewKey) -> Result<ShownKey, KeyError> {
+        if new.name.trim().is_empty() {
+            return Err(KeyError::Wrong(
+                "a key has a name: say what it is for".to_owned(),
+            ));
+        }
         let mut grants = new
             .grants
             .iter()
@@ -174,14 +196,13 @@ impl Keys {
         };
         let made = self.store.keys(ctx, KeyAction::Create(key)).await?;
         let made = made.into_iter().next();
-        made.map(|key| shown(key, true))
-            .ok_or_else(|| KeyError::Unavailable("an answer without the key".to_owned()))
+        made.map(|key| shown(key, true)).ok_or(KeyError::Strange)
     }
 
     /// Every key, without secrets.
     ///
     /// # Errors
-    /// [`KeyError::Unavailable`].
+    /// [`KeyError`].
     pub async fn list(&self, ctx: &Context) -> Result<Vec<ShownKey>, KeyError> {
         let keys = self.store.keys(ctx, KeyAction::List(Empty {})).await?;
         Ok(keys.into_iter().map(|key| shown(key, false)).collect())
@@ -217,7 +238,7 @@ impl Keys {
         keys.into_iter()
             .next()
             .map(|key| shown(key, false))
-            .ok_or_else(|| KeyError::Unavailable("an answer without the key".to_owned()))
+            .ok_or(KeyError::Strange)
     }
 
     /// An admin key for a store that has none yet, for trying things out.
@@ -236,62 +257,99 @@ impl Keys {
         self.create(ctx, &new).await.map(Some)
     }
 
-    /// The admin API of the keys.
-    pub fn router(self) -> Router {
+    /// The admin API of the keys; `fallback` is the deadline of a call that brings none.
+    pub fn router(self, fallback: Duration) -> Router {
         Router::new()
             .route("/api/v1/s3/keys", get(list).post(create))
             .route("/api/v1/s3/keys/{key}", delete(remove))
             .route("/api/v1/s3/keys/{key}/grants", post(grant))
-            .with_state(self)
+            .with_state(Api {
+                keys: self,
+                fallback,
+            })
+    }
+}
+
+/// What the admin API of the keys answers from.
+#[derive(Clone)]
+struct Api {
+    keys: Keys,
+    fallback: Duration,
+}
+
+impl Api {
+    /// The context of a call, by the rules of the whole admin port.
+    fn context(&self, parts: &Parts) -> Result<Context, KeyError> {
+        request_context(parts, self.fallback).map_err(|error| KeyError::Wrong(error.to_string()))
     }
 }
 
 fn failed(error: &KeyError) -> Response {
-    let status = match error {
-        KeyError::Wrong(_) => StatusCode::BAD_REQUEST,
-        KeyError::NotFound(_) => StatusCode::NOT_FOUND,
-        KeyError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+    let (status, outcome) = match error {
+        KeyError::Wrong(_) => (StatusCode::BAD_REQUEST, Outcome::NotApplied),
+        KeyError::NotFound(_) => (StatusCode::NOT_FOUND, Outcome::NotApplied),
+        KeyError::Failed(error) => (status_of(error), error.outcome()),
+        KeyError::Strange => (StatusCode::INTERNAL_SERVER_ERROR, Outcome::Unknown),
     };
-    let text = serde_json::json!({ "error": error.to_string() });
-    (status, Json(text)).into_response()
+    failure(status, &error.to_string(), outcome)
 }
 
-async fn list(State(keys): State<Keys>) -> Response {
-    let ctx = Context::fallback();
-    let _gone = ctx.guard();
-    match keys.list(&ctx).await {
-        Ok(keys) => Json(keys).into_response(),
+fn answered<T>(done: Result<T, KeyError>, answer: impl FnOnce(T) -> Response) -> Response {
+    match done {
+        Ok(done) => fresh(answer(done)),
         Err(error) => failed(&error),
     }
 }
 
-async fn create(State(keys): State<Keys>, Json(new): Json<NewKey>) -> Response {
-    let ctx = Context::fallback();
-    let _gone = ctx.guard();
-    match keys.create(&ctx, &new).await {
-        Ok(key) => (StatusCode::CREATED, Json(key)).into_response(),
-        Err(error) => failed(&error),
+/// A body, if it is what the call takes.
+type Body<T> = Result<Json<T>, JsonRejection>;
+
+fn body_of<T>(body: Body<T>) -> Result<T, KeyError> {
+    match body {
+        Ok(Json(body)) => Ok(body),
+        Err(rejection) => Err(KeyError::Wrong(rejection.body_text())),
     }
 }
 
-async fn remove(State(keys): State<Keys>, Path(key): Path<String>) -> Response {
-    let ctx = Context::fallback();
-    let _gone = ctx.guard();
-    match keys.delete(&ctx, &key).await {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(error) => failed(&error),
-    }
+async fn list(State(api): State<Api>, parts: Parts) -> Response {
+    let done = async {
+        let ctx = api.context(&parts)?;
+        let _gone = ctx.guard();
+        api.keys.list(&ctx).await
+    };
+    answered(done.await, |keys| Json(keys).into_response())
+}
+
+async fn create(State(api): State<Api>, parts: Parts, new: Body<NewKey>) -> Response {
+    let done = async {
+        let ctx = api.context(&parts)?;
+        let _gone = ctx.guard();
+        api.keys.create(&ctx, &body_of(new)?).await
+    };
+    answered(done.await, |key| {
+        (StatusCode::CREATED, Json(key)).into_response()
+    })
+}
+
+async fn remove(State(api): State<Api>, Path(key): Path<String>, parts: Parts) -> Response {
+    let done = async {
+        let ctx = api.context(&parts)?;
+        let _gone = ctx.guard();
+        api.keys.delete(&ctx, &key).await
+    };
+    answered(done.await, |()| StatusCode::NO_CONTENT.into_response())
 }
 
 async fn grant(
-    State(keys): State<Keys>,
+    State(api): State<Api>,
     Path(key): Path<String>,
-    Json(grant): Json<ShownGrant>,
+    parts: Parts,
+    grant: Body<ShownGrant>,
 ) -> Response {
-    let ctx = Context::fallback();
-    let _gone = ctx.guard();
-    match keys.grant(&ctx, &key, &grant).await {
-        Ok(key) => Json(key).into_response(),
-        Err(error) => failed(&error),
-    }
+    let done = async {
+        let ctx = api.context(&parts)?;
+        let _gone = ctx.guard();
+        api.keys.grant(&ctx, &key, &body_of(grant)?).await
+    };
+    answered(done.await, |key| Json(key).into_response())
 }

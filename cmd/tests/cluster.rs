@@ -1,5 +1,7 @@
 //! `leadline cluster` against a real node.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod process;
 
 use process::{Node, http, redis, run};

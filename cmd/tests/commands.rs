@@ -1,5 +1,7 @@
 //! What the other commands print, and how they end.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 mod process;
 
 use std::process::Stdio;

@@ -145,6 +145,7 @@ impl S3Auth for Keyring {
 impl S3Access for Keyring {
     /// Says who it is; what they may do is decided with the request itself.
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        crate::signed::check(cx.uri(), cx.headers())?;
         crate::service::unsupported(cx.headers())?;
         if cx
             .s3_path()

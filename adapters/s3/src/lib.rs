@@ -18,6 +18,7 @@ mod policy;
 mod references;
 mod rows;
 mod service;
+mod signed;
 mod store;
 
 use std::sync::Arc;

@@ -147,6 +147,8 @@ impl S3Access for Keyring {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
         crate::signed::check(cx.uri(), cx.headers())?;
         crate::service::unsupported(cx.headers())?;
+        let (operation, query) = (cx.s3_op().name(), cx.uri().query());
+        crate::subresource::check(operation, cx.method(), cx.s3_path(), query)?;
         if cx
             .s3_path()
             .get_object_key()

@@ -20,6 +20,7 @@ mod rows;
 mod service;
 mod signed;
 mod store;
+mod subresource;
 
 use std::sync::Arc;
 

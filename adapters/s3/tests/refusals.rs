@@ -64,3 +64,58 @@ async fn headers_that_are_signed_and_the_hash_of_the_body_are_taken() {
         "nothing is signed, so nothing is missing"
     );
 }
+
+/// `s3s` would serve each of these as the plain operation.
+#[tokio::test]
+async fn a_sub_resource_that_is_not_served_is_not_the_object_or_the_bucket() {
+    let world = World::new().await;
+    for target in [
+        "/box?metadataConfiguration",
+        "/box?abac",
+        "/box?acl",
+        "/box?unheard-of",
+    ] {
+        let seen = world.send(ask("DELETE", target)).await;
+        assert_eq!(seen.outcome(), "501 NotImplemented", "{target}");
+    }
+    assert_eq!(world.send(ask("HEAD", "/box")).await.status, 200);
+    world.put("/box/k", "precious").await;
+    for target in [
+        "/box/k?encryption",
+        "/box/k?renameObject",
+        "/box/k?unheard-of=",
+    ] {
+        let seen = world.send(ask("PUT", target).body("<x/>")).await;
+        assert_eq!(seen.outcome(), "501 NotImplemented", "{target}");
+    }
+    for target in ["/box/k?uploadId=1", "/box/k?partNumber=1"] {
+        let seen = world.send(ask("PUT", target).body("part")).await;
+        assert_eq!(seen.outcome(), "400 InvalidArgument", "{target}");
+    }
+    let seen = world.send(ask("DELETE", "/box/k?acl")).await;
+    assert_eq!(seen.outcome(), "501 NotImplemented");
+    let seen = world.send(ask("GET", "/box?abac")).await;
+    assert_eq!(seen.outcome(), "501 NotImplemented");
+    assert!(seen.text.contains("?abac"), "{}", seen.text);
+    assert_eq!(world.body_of("/box/k").await, "precious");
+}
+
+#[tokio::test]
+async fn parameters_that_mean_nothing_are_ignored() {
+    let world = World::new().await;
+    world.put("/box/k?x-id=PutObject&cache=no", "font").await;
+    for target in [
+        "/box/k?iefix",
+        "/box/k?v=1",
+        "/box/k?x-id=GetObject&versionId=",
+    ] {
+        assert_eq!(world.body_of(target).await, "font", "{target}");
+    }
+    for target in [
+        "/box?list-type=2&prefix=&delimiter=&metadata=true",
+        "/box?versions&prefix",
+    ] {
+        let listed = world.send(ask("GET", target)).await;
+        assert_eq!(listed.element("Key"), "k", "{listed:?}");
+    }
+}

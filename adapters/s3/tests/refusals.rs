@@ -119,3 +119,32 @@ async fn parameters_that_mean_nothing_are_ignored() {
         assert_eq!(listed.element("Key"), "k", "{listed:?}");
     }
 }
+
+fn denial(action: &str) -> String {
+    format!(
+        r#"{{"Statement":[{{"Effect":"Deny","Principal":"*","Action":"{action}","Resource":"arn:aws:s3:::box/*"}}]}}"#
+    )
+}
+
+#[tokio::test]
+async fn a_denial_to_delete_versions_holds_for_many_at_once() {
+    let world = World::new().await;
+    let enabled = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    world.put("/box?versioning", enabled).await;
+    let version = world.put("/box/k", "kept").await;
+    let version = version.header("x-amz-version-id");
+    world
+        .put("/box?policy", &denial("s3:DeleteObjectVersion"))
+        .await;
+    let both = format!(
+        "<Delete><Object><Key>k</Key><VersionId>{version}</VersionId></Object><Object><Key>other</Key></Object></Delete>"
+    );
+    let seen = world.send(ask("POST", "/box?delete").body(both)).await;
+    assert_eq!(seen.outcome(), "200 AccessDenied", "{seen:?}");
+    assert!(
+        seen.text.contains("<DeleteMarker>true"),
+        "the other went: {seen:?}"
+    );
+    let kept = world.body_of(&format!("/box/k?versionId={version}")).await;
+    assert_eq!(kept, "kept");
+}

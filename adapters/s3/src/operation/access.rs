@@ -3,13 +3,15 @@
 //! In this order: the bucket's policy may deny; the owner, and a key whose grant is high enough,
 //! may; the policy may allow; a canned ACL may allow. Whoever nothing allows, may not.
 
-use super::Request;
+use super::{Request, Who};
 use crate::rows::{Acl, BucketRow, Level, ObjectRow, PolicyRow, StatementRow};
 
-/// Whether the request may do its action. `object` is the version it would read, where there is one.
+/// Whether the request may do `action`: its own, or one that is part of it. `object` is the version it
+/// would read, where there is one.
 pub(super) fn allows(
     bucket: &BucketRow,
     request: &Request,
+    action: &str,
     key: Option<&str>,
     level: Level,
     object: Option<&ObjectRow>,
@@ -20,16 +22,16 @@ pub(super) fn allows(
     let said = bucket
         .policy
         .as_ref()
-        .map_or(Said::Nothing, |policy| ask(policy, request, key));
+        .map_or(Said::Nothing, |policy| ask(policy, request, action, key));
     if said == Said::Denied {
         return false;
     }
     is_owner(bucket, request)
         || who.level() >= level
         || said == Said::Allowed
-        || acl_allows(bucket.acl(), request)
+        || acl_allows(bucket.acl(), who, action)
         || object.is_some_and(|object| {
-            is_object_read(&request.action)
+            is_object_read(action)
                 && match object.acl() {
                     Acl::Private => false,
                     Acl::PublicRead | Acl::PublicReadWrite => true,
@@ -52,26 +54,20 @@ fn is_object_read(action: &str) -> bool {
 }
 
 /// A bucket's ACL speaks about the bucket: listing it, and writing into it.
-fn acl_allows(acl: Acl, request: &Request) -> bool {
+fn acl_allows(acl: Acl, who: &Who, action: &str) -> bool {
     let lists = matches!(
-        request.action.as_str(),
+        action,
         "s3:ListBucket" | "s3:ListBucketVersions" | "s3:ListBucketMultipartUploads"
     );
     let writes = matches!(
-        request.action.as_str(),
+        action,
         "s3:PutObject" | "s3:DeleteObject" | "s3:AbortMultipartUpload"
     );
     match acl {
         Acl::Private => false,
         Acl::PublicRead => lists,
         Acl::PublicReadWrite => lists || writes,
-        Acl::AuthenticatedRead => {
-            lists
-                && request
-                    .who
-                    .as_ref()
-                    .is_some_and(|who| !who.access_key.is_empty())
-        }
+        Acl::AuthenticatedRead => lists && !who.access_key.is_empty(),
     }
 }
 
@@ -82,7 +78,7 @@ enum Said {
     Nothing,
 }
 
-fn ask(policy: &PolicyRow, request: &Request, key: Option<&str>) -> Said {
+fn ask(policy: &PolicyRow, request: &Request, action: &str, key: Option<&str>) -> Said {
     let who = request.who.as_ref().map_or("", |who| &who.access_key);
     let resource = match key {
         Some(key) => format!("{}/{key}", request.bucket),
@@ -96,7 +92,7 @@ fn ask(policy: &PolicyRow, request: &Request, key: Option<&str>) -> Said {
             && statement
                 .actions
                 .iter()
-                .any(|pattern| matches_action(pattern, &request.action))
+                .any(|pattern| matches_action(pattern, action))
             && statement
                 .resources
                 .iter()
@@ -162,7 +158,6 @@ pub(crate) fn policy_is_public(policy: &PolicyRow) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operation::Who;
 
     #[test]
     fn patterns_match_as_in_policies() {
@@ -215,7 +210,8 @@ mod tests {
             ..BucketRow::default()
         };
         let may = |who, level, action, need| {
-            allows(&bucket, &request(who, level, action), Some("k"), need, None)
+            let request = request(who, level, action);
+            allows(&bucket, &request, action, Some("k"), need, None)
         };
         assert!(may("", Level::Nothing, "s3:GetObject", Level::Read));
         assert!(!may("", Level::Nothing, "s3:PutObject", Level::Write));

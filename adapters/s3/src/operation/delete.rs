@@ -1,10 +1,18 @@
 //! Deletions: one request may name up to a thousand versions, each with an outcome of its own.
 
-use super::{
-    Answer, Delete, DeleteItem, Deleted, DeletedItem, Evaluated, On, Refusal, Refused, Stop,
-    access, versions,
-};
+use super::{Answer, Delete, DeleteItem, Deleted, DeletedItem, Evaluated, On, Stop, versions};
 use crate::rows::{Level, Versioning};
+
+impl DeleteItem {
+    /// The name that policies know it by: a version goes for good.
+    pub(crate) fn action(&self) -> &'static str {
+        if self.version.is_empty() {
+            "s3:DeleteObject"
+        } else {
+            "s3:DeleteObjectVersion"
+        }
+    }
+}
 
 pub(super) fn delete(on: &mut On<'_>, delete: &Delete) -> Evaluated {
     let mut items = Vec::with_capacity(delete.items.len());
@@ -22,12 +30,8 @@ pub(super) fn delete(on: &mut On<'_>, delete: &Delete) -> Evaluated {
 }
 
 fn one(on: &mut On<'_>, item: &DeleteItem) -> Result<DeletedItem, Stop> {
-    if !access::allows(&on.bucket, on.request, Some(&item.key), Level::Write, None) {
-        return Err(Stop::Refused(Refused {
-            why: Refusal::AccessDenied.into(),
-            ..Refused::default()
-        }));
-    }
+    // One request may name both kinds.
+    on.authorize_action(item.action(), Some(&item.key), Level::Write)?;
     let current = versions::current(on, &item.key)?;
     if !item.version.is_empty() {
         let found = versions::find(on, &item.key, &item.version)?;

@@ -23,6 +23,7 @@ pub(super) fn get(on: &mut On<'_>, get: &Get) -> Evaluated {
     if !access::allows(
         &on.bucket,
         on.request,
+        &on.request.action,
         Some(&get.key),
         Level::Read,
         readable,

@@ -169,7 +169,12 @@ struct On<'a> {
 impl On<'_> {
     /// Refuses what `who` may not do: `key` is the object it is about, if any.
     fn authorize(&self, key: Option<&str>, level: Level) -> Result<(), Stop> {
-        if access::allows(&self.bucket, self.request, key, level, None) {
+        self.authorize_action(&self.request.action, key, level)
+    }
+
+    /// The same for an action that is part of the request.
+    fn authorize_action(&self, action: &str, key: Option<&str>, level: Level) -> Result<(), Stop> {
+        if access::allows(&self.bucket, self.request, action, key, level, None) {
             Ok(())
         } else {
             Err(Refusal::AccessDenied.into())

@@ -446,7 +446,7 @@ impl Service {
                 if_modified_s: input.if_match_last_modified_time.as_ref().map(seconds),
             }),
         };
-        let action = delete_action(&item);
+        let action = item.action();
         let act = Action::Delete(operation::Delete { items: vec![item] });
         let answer = self.on(&asking, &input.bucket, action, act).await?;
         let item = expect_answer!(answer, Deleted)
@@ -683,14 +683,6 @@ fn action_of(version: &str) -> &'static str {
         "s3:GetObject"
     } else {
         "s3:GetObjectVersion"
-    }
-}
-
-fn delete_action(item: &DeleteItem) -> &'static str {
-    if item.version.is_empty() {
-        "s3:DeleteObject"
-    } else {
-        "s3:DeleteObjectVersion"
     }
 }
 

@@ -148,3 +148,49 @@ async fn a_denial_to_delete_versions_holds_for_many_at_once() {
     let kept = world.body_of(&format!("/box/k?versionId={version}")).await;
     assert_eq!(kept, "kept");
 }
+
+/// Who may put objects, and not say who else reads them, or what their tags are.
+#[tokio::test]
+async fn a_denial_to_set_acls_or_tags_holds_for_writes_that_bring_them() {
+    let world = World::new().await;
+    world.put("/box/k", "x").await;
+    let copy = || ask("PUT", "/box/copy").header("x-amz-copy-source", "/box/k");
+    let writes = || {
+        let put = ask("PUT", "/box/new").body("x");
+        let large = ask("PUT", "/box/new").body(vec![0; 20 << 10]);
+        [put, large, copy(), ask("POST", "/box/new?uploads")]
+    };
+    for (action, header, value) in [
+        ("s3:PutObjectAcl", "x-amz-acl", "public-read"),
+        ("s3:PutObjectAcl", "x-amz-acl", "private"),
+        ("s3:PutObjectTagging", "x-amz-tagging", "a=b"),
+    ] {
+        world.put("/box?policy", &denial(action)).await;
+        for plain in writes() {
+            let write = plain
+                .clone()
+                .header("x-amz-tagging-directive", "REPLACE")
+                .header(header, value);
+            let seen = world.send(write.clone()).await;
+            assert_eq!(seen.outcome(), "403 AccessDenied", "{write:?}");
+            let seen = world.send(plain).await;
+            assert_eq!(seen.outcome(), "200 ", "{seen:?}");
+        }
+    }
+    world.send(ask("DELETE", "/box?policy")).await;
+    world
+        .put(
+            "/box/k?tagging",
+            "<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>",
+        )
+        .await;
+    world
+        .put("/box?policy", &denial("s3:PutObjectTagging"))
+        .await;
+    let seen = world.send(copy()).await;
+    assert_eq!(
+        seen.outcome(),
+        "403 AccessDenied",
+        "a copy brings the tags of its source"
+    );
+}

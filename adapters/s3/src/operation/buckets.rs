@@ -36,6 +36,9 @@ pub(super) fn create(rows: &mut dyn Rows, request: &Request, create: &CreateBuck
 pub(super) fn head(on: &mut On<'_>, head: &HeadBucket) -> Evaluated {
     let key = (!head.key.is_empty()).then_some(head.key.as_str());
     on.authorize(key, head.level())?;
+    for action in &head.also {
+        on.authorize_action(action, key, head.level())?;
+    }
     if let (Some(key), Some(conditions)) = (key, &head.conditions) {
         let current = versions::current(on, key)?;
         versions::check_write(current.as_ref(), conditions)?;

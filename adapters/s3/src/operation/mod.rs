@@ -181,6 +181,13 @@ impl On<'_> {
         }
     }
 
+    /// The same for a write that does other things `also`.
+    fn authorize_write(&self, key: &str, also: &[String]) -> Result<(), Stop> {
+        self.authorize(Some(key), Level::Write)?;
+        also.iter()
+            .try_for_each(|action| self.authorize_action(action, Some(key), Level::Write))
+    }
+
     fn owner_only(&self) -> Result<(), Stop> {
         if access::is_owner(&self.bucket, self.request) {
             Ok(())

@@ -15,7 +15,7 @@ pub(super) fn new_data_id(on: &mut On<'_>) -> DataId {
 }
 
 pub(super) fn put(on: &mut On<'_>, put: &Put) -> Evaluated {
-    on.authorize(Some(&put.key), Level::Write)?;
+    on.authorize_write(&put.key, &put.also)?;
     let current = versions::current(on, &put.key)?;
     if let Some(conditions) = &put.conditions {
         versions::check_write(current.as_ref(), conditions)?;

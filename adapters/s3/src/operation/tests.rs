@@ -106,6 +106,7 @@ impl World {
                 ..PartRow::default()
             }],
             conditions: Some(conditions),
+            also: Vec::new(),
         };
         match self.run(Action::Put(Box::new(put)))? {
             Answer::Object(found) => Ok(found.object.unwrap()),
@@ -377,6 +378,7 @@ impl World {
         let create = UploadRowFor {
             key: key.into(),
             upload: Some(UploadRow::default()),
+            also: Vec::new(),
         };
         match self.run(Action::CreateUpload(Box::new(create))).unwrap() {
             Answer::Upload(name) => Upload { name },

@@ -19,7 +19,7 @@ use crate::rows::{
 const MOST_LISTED: u32 = 1000;
 
 pub(super) fn create(on: &mut On<'_>, create: &UploadRowFor) -> Evaluated {
-    on.authorize(Some(&create.key), Level::Write)?;
+    on.authorize_write(&create.key, &create.also)?;
     let upload = put::new_data_id(on);
     let row = UploadRow {
         initiated_ms: on.rows.commit_ts().millis(),

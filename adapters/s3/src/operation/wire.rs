@@ -111,6 +111,9 @@ pub(crate) struct HeadBucket {
     /// Conditions that a write will have: one that fails already need not be sent its body.
     #[prost(message, optional, tag = "3")]
     pub(crate) conditions: Option<WriteConditions>,
+    /// As in a [`Put`].
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) also: Vec<String>,
 }
 
 /// Configurations that are kept as they were given.
@@ -177,6 +180,9 @@ pub(crate) struct Put {
     pub(crate) parts: Vec<PartRow>,
     #[prost(message, optional, tag = "4")]
     pub(crate) conditions: Option<WriteConditions>,
+    /// Actions besides the request's own that it does, and needs the right to: its tags, its ACL.
+    #[prost(string, repeated, tag = "5")]
+    pub(crate) also: Vec<String>,
 }
 
 /// What the version must be for a read to answer it.
@@ -284,6 +290,9 @@ pub(crate) struct UploadRowFor {
     pub(crate) key: String,
     #[prost(message, optional, tag = "2")]
     pub(crate) upload: Option<UploadRow>,
+    /// As in a [`Put`].
+    #[prost(string, repeated, tag = "3")]
+    pub(crate) also: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

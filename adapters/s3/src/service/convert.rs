@@ -107,6 +107,13 @@ pub(super) fn acl_in(acl: Option<&str>) -> S3Result<Acl> {
     }
 }
 
+/// What a write does besides: a policy may speak of an object's ACL and of its tags.
+pub(super) fn also(acl: Option<&ObjectCannedACL>, tags: bool) -> Vec<String> {
+    let acl = acl.is_some().then(|| "s3:PutObjectAcl".to_owned());
+    let tags = tags.then(|| "s3:PutObjectTagging".to_owned());
+    acl.into_iter().chain(tags).collect()
+}
+
 const ALL_USERS: &str = "http://acs.amazonaws.com/groups/global/AllUsers";
 const AUTHENTICATED_USERS: &str = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers";
 

@@ -6,7 +6,7 @@ use s3s::dto::*;
 use s3s::{S3Request, S3Response, S3Result, s3_error};
 
 use super::convert::{
-    acl_in, checksum_out, condition, etag, metadata_in, modified, seconds, tags_of_header,
+    acl_in, also, checksum_out, condition, etag, metadata_in, modified, seconds, tags_of_header,
     version_out,
 };
 use super::objects::{LARGEST_PUT, all_segments, content_headers};
@@ -199,11 +199,13 @@ impl Service {
         if replaces_tags {
             object.tags = tags_of_header(input.tagging.as_deref())?;
         }
+        let also = also(input.acl.as_ref(), !object.tags.is_empty());
         let put = Put {
             key: input.key,
             object: Some(object),
             parts: rows_of(&source.segments),
             conditions: Some(conditions),
+            also,
         };
         let act = Action::Put(Box::new(put));
         let answer = self.on(&asking, &input.bucket, "s3:PutObject", act).await?;

@@ -6,8 +6,8 @@ use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
 use super::convert::{
-    acl_in, algorithm_name, algorithm_named, announced, check_body, checksum_out, checksum_row,
-    condition, etag, metadata_in, owner, tags_of_header, version_out,
+    acl_in, algorithm_name, algorithm_named, also, announced, check_body, checksum_out,
+    checksum_row, condition, etag, metadata_in, owner, tags_of_header, version_out,
 };
 use super::copy::SourceConditions;
 use super::listings::{most_of, prefixes, writer};
@@ -121,6 +121,7 @@ impl Service {
             ..ObjectRow::default()
         };
         let create = UploadRowFor {
+            also: also(input.acl.as_ref(), !object.tags.is_empty()),
             key: input.key.clone(),
             upload: Some(UploadRow {
                 initiated_ms: 0,

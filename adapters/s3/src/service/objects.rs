@@ -5,9 +5,9 @@ use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, StdError, s3_error};
 
 use super::convert::{
-    acl_in, acl_of_grants, announced, check_body, checksum_out, checksum_row, condition, etag,
-    grants, metadata_in, metadata_out, modified, owner, seconds, tags_in, tags_of_header, tags_out,
-    version_out,
+    acl_in, acl_of_grants, also, announced, check_body, checksum_out, checksum_row, condition,
+    etag, grants, metadata_in, metadata_out, modified, owner, seconds, tags_in, tags_of_header,
+    tags_out, version_out,
 };
 use super::{Asking, Service, expect_answer};
 use crate::body::{Download, INLINE, Receiver, Segment};
@@ -117,6 +117,7 @@ impl Service {
                 .map_or_else(String::new, |class| class.as_str().to_owned()),
             ..ObjectRow::default()
         };
+        let also = also(input.acl.as_ref(), !object.tags.is_empty());
         let (bucket, key) = (input.bucket.clone(), input.key.clone());
         if length.is_none_or(|length| length > INLINE as u64) {
             // Whoever will be refused need not send the body first.
@@ -124,6 +125,7 @@ impl Service {
                 key: key.clone(),
                 level: Level::Write.into(),
                 conditions: Some(conditions.clone()),
+                also: also.clone(),
             };
             self.on(&asking, &bucket, "s3:PutObject", Action::HeadBucket(head))
                 .await?;
@@ -154,6 +156,7 @@ impl Service {
             object: Some(object),
             parts: received.parts.clone(),
             conditions: Some(conditions),
+            also,
         };
         let who = asking.identity.who(&bucket);
         let ctx = asking.pace.step().child(received.fresh);

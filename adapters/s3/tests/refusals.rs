@@ -194,3 +194,54 @@ async fn a_denial_to_set_acls_or_tags_holds_for_writes_that_bring_them() {
         "a copy brings the tags of its source"
     );
 }
+
+#[tokio::test]
+async fn an_acl_is_one_that_can_be_kept_or_none() {
+    let world = World::new().await;
+    world.put("/box/k", "x").await;
+    let owner = &world.owner.access_key;
+    let acl = |grants: &[(&str, &str)]| {
+        let grants: String = grants
+            .iter()
+            .map(|(id, permission)| {
+                format!(
+                    r#"<Grant><Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser"><ID>{id}</ID></Grantee><Permission>{permission}</Permission></Grant>"#
+                )
+            })
+            .collect();
+        format!(
+            "<AccessControlPolicy><Owner><ID>{owner}</ID></Owner><AccessControlList>{grants}</AccessControlList></AccessControlPolicy>"
+        )
+    };
+    for target in ["/box?acl", "/box/k?acl"] {
+        let put = |body: String| world.send(ask("PUT", target).body(body));
+        world
+            .send(ask("PUT", target).header("x-amz-acl", "public-read"))
+            .await;
+        let others = put(acl(&[(owner, "FULL_CONTROL"), ("OTHER", "READ")])).await;
+        assert_eq!(others.outcome(), "501 NotImplemented", "{others:?}");
+        assert!(others.text.contains("OTHER"), "{others:?}");
+        let none = put(String::new()).await;
+        assert_eq!(none.outcome(), "400 MissingSecurityHeader", "{none:?}");
+        let nothing = put("<AccessControlPolicy></AccessControlPolicy>".to_owned()).await;
+        assert_eq!(nothing.outcome(), "400 MalformedACLError", "{nothing:?}");
+        let both = ask("PUT", target).header("x-amz-acl", "private");
+        let both = world.send(both.body(acl(&[(owner, "FULL_CONTROL")]))).await;
+        assert_eq!(both.outcome(), "400 UnexpectedContent", "{both:?}");
+        let shown = world.send(ask("GET", target)).await;
+        assert!(
+            shown.text.contains("AllUsers"),
+            "nothing changed: {shown:?}"
+        );
+        let again = put(shown.text.clone()).await;
+        assert_eq!(
+            again.outcome(),
+            "200 ",
+            "what is shown is taken back: {again:?}"
+        );
+        let mine = put(acl(&[(owner, "FULL_CONTROL")])).await;
+        assert_eq!(mine.outcome(), "200 ", "{mine:?}");
+        let shown = world.send(ask("GET", target)).await;
+        assert!(!shown.text.contains("AllUsers"), "{shown:?}");
+    }
+}

@@ -6,7 +6,7 @@ use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::convert::{acl_in, acl_of_grants, check_bucket_tags, grants, owner};
+use super::convert::{AclSaid, acl_in, acl_of_grants, acl_said, check_bucket_tags, grants, owner};
 use super::{Asking, Service, as_s3, expect_answer};
 use crate::error::{Asked, timestamp};
 use crate::operation::{
@@ -397,9 +397,15 @@ impl Service {
     ) -> S3Result<S3Response<PutBucketAclOutput>> {
         let asking = Asking::of(&request)?;
         let input = request.input;
-        let acl = match input.access_control_policy {
-            Some(policy) if input.acl.is_none() => acl_of_grants(policy)?,
-            _ => acl_in(input.acl.as_ref().map(|acl| acl.as_str()))?,
+        let canned = input.acl.as_ref().map(|acl| acl.as_str());
+        let acl = match acl_said(canned, input.access_control_policy)? {
+            AclSaid::Canned(acl) => acl,
+            AclSaid::Grants(grants) => {
+                let row = self
+                    .bucket(&asking, &input.bucket, "s3:PutBucketAcl", Level::Owner)
+                    .await?;
+                acl_of_grants(grants, &row.owner)?
+            }
         };
         let change = Configure {
             kind: Kind::Acl.into(),

@@ -117,26 +117,59 @@ pub(super) fn also(acl: Option<&ObjectCannedACL>, tags: bool) -> Vec<String> {
 const ALL_USERS: &str = "http://acs.amazonaws.com/groups/global/AllUsers";
 const AUTHENTICATED_USERS: &str = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers";
 
-/// The canned ACL that a list of grants is, where it is one.
-pub(super) fn acl_of_grants(policy: AccessControlPolicy) -> S3Result<Acl> {
+/// How a request to set an ACL says it.
+pub(super) enum AclSaid {
+    Canned(Acl),
+    Grants(Grants),
+}
+
+/// An ACL comes as a header or as a document.
+pub(super) fn acl_said(
+    canned: Option<&str>,
+    document: Option<AccessControlPolicy>,
+) -> S3Result<AclSaid> {
+    match (canned, document) {
+        (Some(canned), None) => acl_in(Some(canned)).map(AclSaid::Canned),
+        (None, Some(document)) => document.grants.map(AclSaid::Grants).ok_or_else(|| {
+            s3_error!(
+                MalformedACLError,
+                "an AccessControlPolicy has an AccessControlList"
+            )
+        }),
+        (None, None) => Err(s3_error!(
+            MissingSecurityHeader,
+            "an ACL comes as x-amz-acl or as an AccessControlPolicy document"
+        )),
+        (Some(_), Some(_)) => Err(s3_error!(
+            UnexpectedContent,
+            "an ACL comes as x-amz-acl or as an AccessControlPolicy document, not as both"
+        )),
+    }
+}
+
+/// The canned ACL that a list of grants is, where it is one. `owner` is the bucket's.
+pub(super) fn acl_of_grants(grants: Grants, owner: &str) -> S3Result<Acl> {
     let mut read_all = false;
     let mut write_all = false;
     let mut read_authenticated = false;
-    for grant in policy.grants.unwrap_or_default() {
+    for grant in grants {
         let Some(grantee) = &grant.grantee else {
-            continue;
+            return Err(s3_error!(MalformedACLError, "a grant names its grantee"));
         };
         let permission = grant.permission.as_ref().map_or("", Permission::as_str);
         match (grantee.uri.as_deref(), permission) {
-            // The owner's own.
-            (None, _) => {}
+            (None, _) if grantee.id.as_deref() == Some(owner) => {}
             (Some(ALL_USERS), "READ") => read_all = true,
             (Some(ALL_USERS), "WRITE") => write_all = true,
             (Some(AUTHENTICATED_USERS), "READ") => read_authenticated = true,
-            (Some(_), _) => {
-                return Err(s3_error!(
-                    NotImplemented,
-                    "of ACLs there are only the canned ones (docs/s3.md): use a policy"
+            (uri, _) => {
+                let ids = [uri, grantee.id.as_deref(), grantee.email_address.as_deref()];
+                let named = ids.into_iter().flatten().next().unwrap_or("nobody");
+                return Err(S3Error::with_message(
+                    S3ErrorCode::NotImplemented,
+                    format!(
+                        "a grant of {permission} to {named} is not implemented: an ACL grants to the owner {owner}, READ or WRITE to AllUsers, READ to AuthenticatedUsers; for others use a bucket policy (docs/s3.md)"
+                    ),
                 ));
             }
         }
@@ -486,6 +519,58 @@ mod tests {
         );
         assert!(tags_of_header(Some("a=1&a=2")).is_err());
         assert!(tags_of_header(Some("a=%4")).is_err());
+    }
+
+    #[test]
+    fn a_list_of_grants_is_a_canned_acl_or_refused() {
+        let to = |grantee: Grantee, permission: &'static str| Grant {
+            grantee: Some(grantee),
+            permission: Some(Permission::from_static(permission)),
+        };
+        let key = |id: &str| Grantee {
+            display_name: None,
+            email_address: None,
+            id: Some(id.to_owned()),
+            type_: Type::from_static(Type::CANONICAL_USER),
+            uri: None,
+        };
+        let group = |uri: &str| Grantee {
+            id: None,
+            uri: Some(uri.to_owned()),
+            ..key("")
+        };
+        for acl in [
+            Acl::Private,
+            Acl::PublicRead,
+            Acl::PublicReadWrite,
+            Acl::AuthenticatedRead,
+        ] {
+            let shown = acl_of_grants(grants(acl, "OWNER"), "OWNER");
+            assert_eq!(shown.unwrap(), acl, "what is shown is taken back");
+        }
+        for grant in [
+            to(key("OTHER"), "READ"),
+            to(key("OTHER"), "FULL_CONTROL"),
+            to(
+                Grantee {
+                    id: None,
+                    ..key("")
+                },
+                "READ",
+            ),
+            to(group(ALL_USERS), "FULL_CONTROL"),
+            to(group(AUTHENTICATED_USERS), "WRITE"),
+            to(
+                group("http://acs.amazonaws.com/groups/s3/LogDelivery"),
+                "WRITE",
+            ),
+        ] {
+            let refused = acl_of_grants(vec![grant], "OWNER").unwrap_err();
+            assert_eq!(refused.code(), &S3ErrorCode::NotImplemented);
+        }
+        let nobody = Grant::default();
+        let refused = acl_of_grants(vec![nobody], "OWNER").unwrap_err();
+        assert_eq!(refused.code(), &S3ErrorCode::MalformedACLError);
     }
 
     #[test]

@@ -5,9 +5,9 @@ use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, StdError, s3_error};
 
 use super::convert::{
-    acl_in, acl_of_grants, also, announced, check_body, checksum_out, checksum_row, condition,
-    etag, grants, metadata_in, metadata_out, modified, owner, seconds, tags_in, tags_of_header,
-    tags_out, version_out,
+    AclSaid, acl_in, acl_of_grants, acl_said, also, announced, check_body, checksum_out,
+    checksum_row, condition, etag, grants, metadata_in, metadata_out, modified, owner, seconds,
+    tags_in, tags_of_header, tags_out, version_out,
 };
 use super::{Asking, Service, expect_answer};
 use crate::body::{Download, INLINE, Receiver, Segment};
@@ -661,13 +661,21 @@ impl Service {
     ) -> S3Result<S3Response<PutObjectAclOutput>> {
         let asking = Asking::of(&request)?;
         let input = request.input;
-        let acl = match input.access_control_policy {
-            Some(policy) if input.acl.is_none() => acl_of_grants(policy)?,
-            _ => acl_in(input.acl.as_ref().map(|acl| acl.as_str()))?,
+        let version = version_in(input.version_id);
+        let canned = input.acl.as_ref().map(|acl| acl.as_str());
+        let acl = match acl_said(canned, input.access_control_policy)? {
+            AclSaid::Canned(acl) => acl,
+            AclSaid::Grants(grants) => {
+                let (key, version) = (input.key.clone(), version.clone());
+                let found = self
+                    .look(&asking, &input.bucket, key, version, "s3:PutObjectAcl")
+                    .await?;
+                acl_of_grants(grants, &found.bucket_owner)?
+            }
         };
         let set = SetAcl {
             key: input.key,
-            version: version_in(input.version_id),
+            version,
             acl: acl.into(),
         };
         self.on(

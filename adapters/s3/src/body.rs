@@ -311,11 +311,7 @@ fn inline(bytes: Bytes, size: u64, mut hashes: Hashes, held: BytePermit) -> Rece
 fn broken(source: StdError) -> S3Error {
     let text = source.to_string();
     if text.contains("Sha256Mismatch") {
-        return error::custom(
-            "XAmzContentSHA256Mismatch",
-            http::StatusCode::BAD_REQUEST,
-            "The provided 'x-amz-content-sha256' header does not match what was computed.",
-        );
+        return error::payload_mismatch();
     }
     let code = if text.contains("SignatureMismatch") {
         S3ErrorCode::SignatureDoesNotMatch

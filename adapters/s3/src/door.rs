@@ -24,6 +24,7 @@ use s3s::{S3Error, S3ErrorCode, S3Result};
 use tokio::time::Instant;
 
 use crate::body::{Pace, ReadBudget};
+use crate::checked::{Checked, Digests};
 use crate::cors;
 use crate::error;
 use crate::identity::Keyring;
@@ -164,7 +165,11 @@ impl S3Door {
             Ok(held) => held,
             Err(refused) => return rendered(refused),
         };
-        let mut request = request.map(s3s::Body::http_body_unsync);
+        let digests = Digests::default();
+        let (parts, body) = request.into_parts();
+        let body = Checked::new(body, &parts.headers, digests.clone());
+        let mut request = Request::from_parts(parts, s3s::Body::http_body_unsync(body));
+        request.extensions_mut().insert(digests.clone());
         request.extensions_mut().insert(pace.clone());
         request.extensions_mut().insert(seen.clone());
         let mut response = match self.service.call(request).await {
@@ -175,6 +180,10 @@ impl S3Door {
                 rendered(S3Error::new(S3ErrorCode::InternalError))
             }
         };
+        // `s3s` takes a body that breaks off for a failure of the server.
+        if let Some(refused) = digests.refused() {
+            response = rendered(refused);
+        }
         drop(held);
         if let (Some(origin), Some(bucket)) = (origin, bucket) {
             let store = &self.plain.store;

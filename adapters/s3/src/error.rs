@@ -31,6 +31,15 @@ pub(crate) fn custom(code: &'static str, status: StatusCode, text: impl Into<Str
     error
 }
 
+/// The body is not the one that was signed.
+pub(crate) fn payload_mismatch() -> S3Error {
+    custom(
+        "XAmzContentSHA256Mismatch",
+        StatusCode::BAD_REQUEST,
+        "The provided 'x-amz-content-sha256' header does not match what was computed.",
+    )
+}
+
 /// DESIGN: errors of the data plane over HTTP.
 pub(crate) fn of_kv(error: &KvError) -> S3Error {
     let text = error.to_string();

@@ -15,6 +15,7 @@ use s3s::auth::{S3Auth, SecretKey};
 use s3s::{S3Result, s3_error};
 use tokio::time::Instant;
 
+use crate::checked::{self, Digests};
 use crate::operation::{KeyAction, Who};
 use crate::rows::{KeyRow, Level};
 use crate::store::Store;
@@ -147,8 +148,13 @@ impl S3Access for Keyring {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
         crate::signed::check(cx.uri(), cx.headers())?;
         crate::service::unsupported(cx.headers())?;
+        checked::known_checksums(cx.headers())?;
+        let digests = cx.extensions_mut().get::<Digests>().cloned();
         let (operation, query) = (cx.s3_op().name(), cx.uri().query());
         crate::subresource::check(operation, cx.method(), cx.s3_path(), query)?;
+        if let Some(digests) = digests {
+            digests.expect(operation, cx.headers())?;
+        }
         if cx
             .s3_path()
             .get_object_key()

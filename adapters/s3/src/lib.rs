@@ -6,6 +6,7 @@
 //! `docs/s3.md` says what is there and what is not.
 
 mod body;
+mod checked;
 mod cors;
 mod door;
 mod error;

@@ -3,6 +3,7 @@
 
 mod signer;
 
+use base64_simd::STANDARD as BASE64;
 use signer::{Seen, World, ask};
 
 impl World {
@@ -244,4 +245,121 @@ async fn an_acl_is_one_that_can_be_kept_or_none() {
         let shown = world.send(ask("GET", target)).await;
         assert!(!shown.text.contains("AllUsers"), "{shown:?}");
     }
+}
+
+const DELETE_K: &str = "<Delete><Object><Key>k</Key></Object></Delete>";
+
+/// Each of them with its own bytes changed on the way.
+#[tokio::test]
+async fn a_document_that_is_not_what_its_digest_says_is_not_obeyed() {
+    let world = World::new().await;
+    world.put("/box/k", "kept").await;
+    let tagging = "<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>";
+    let documents = || {
+        [
+            ask("POST", "/box?delete").body(DELETE_K),
+            ask("PUT", "/box/k?tagging").body(tagging),
+            ask("PUT", "/box?tagging").body(tagging),
+            ask("PUT", "/box?policy").body(denial("s3:GetObject")),
+            ask("PUT", "/box?versioning").body("<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"),
+            ask("PUT", "/box?cors").body("<CORSConfiguration><CORSRule><AllowedMethod>GET</AllowedMethod><AllowedOrigin>*</AllowedOrigin></CORSRule></CORSConfiguration>"),
+            ask("PUT", "/box?lifecycle").body("<LifecycleConfiguration><Rule><Filter><Prefix>a</Prefix></Filter><Status>Enabled</Status><Expiration><Days>1</Days></Expiration></Rule></LifecycleConfiguration>"),
+            ask("PUT", "/box?acl").header("x-amz-acl", "public-read"),
+            ask("PUT", "/box/k?acl").header("x-amz-acl", "public-read"),
+            ask("PUT", "/other"),
+        ]
+    };
+    let wrong_md5 = BASE64.encode_to_string([0; 16]);
+    let wrong_crc = BASE64.encode_to_string([7; 4]);
+    for (name, value, outcome) in [
+        ("content-md5", &*wrong_md5, "400 BadDigest"),
+        ("content-md5", "not Base64", "400 InvalidDigest"),
+        ("x-amz-checksum-crc32", &*wrong_crc, "400 BadDigest"),
+        ("x-amz-checksum-sha256", "", "400 BadDigest"),
+    ] {
+        for document in documents() {
+            let seen = world.send(document.clone().header(name, value)).await;
+            assert_eq!(seen.outcome(), outcome, "{name} of {document:?}");
+        }
+    }
+    for document in documents() {
+        let seen = world.send(document.clone().payload(&"0".repeat(64))).await;
+        let outcome = "400 XAmzContentSHA256Mismatch";
+        assert_eq!(seen.outcome(), outcome, "{document:?}");
+    }
+    let two = ask("POST", "/box?delete").body(DELETE_K);
+    let two = two
+        .header("x-amz-checksum-crc32", &*wrong_crc)
+        .header("x-amz-checksum-crc32c", &*wrong_crc);
+    assert_eq!(world.send(two).await.outcome(), "400 InvalidRequest");
+    assert_eq!(world.body_of("/box/k").await, "kept");
+    for (target, code) in [
+        ("/box?tagging", "NoSuchTagSet"),
+        ("/box?policy", "NoSuchBucketPolicy"),
+        ("/box?cors", "NoSuchCORSConfiguration"),
+        ("/box?lifecycle", "NoSuchLifecycleConfiguration"),
+        ("/other?acl", "NoSuchBucket"),
+    ] {
+        let seen = world.send(ask("GET", target)).await;
+        assert_eq!(seen.element("Code"), code, "{target}");
+    }
+}
+
+/// CRC-32 and MD5 of the document, computed elsewhere.
+#[tokio::test]
+async fn a_document_that_is_what_its_digests_say_is_obeyed() {
+    let world = World::new().await;
+    for (name, value) in [
+        ("content-md5", "5DKh5iefM5MSKvRILIuFwQ=="),
+        ("x-amz-checksum-crc32", "A8uZRQ=="),
+        (
+            "x-amz-checksum-sha256",
+            "N3LHxLM6RcANrxrdozvL0QrfTWiSV7BCaLd/CXMfyF0=",
+        ),
+        ("x-amz-meta-none", "said"),
+    ] {
+        world.put("/box/k", "x").await;
+        let delete = ask("POST", "/box?delete")
+            .body(DELETE_K)
+            .header(name, value);
+        let seen = world.send(delete).await;
+        assert_eq!(seen.outcome(), "200 ", "{name}: {seen:?}");
+        assert_eq!(world.send(ask("HEAD", "/box/k")).await.status, 404);
+    }
+}
+
+#[tokio::test]
+async fn a_checksum_that_is_not_computed_here_is_refused() {
+    let world = World::new().await;
+    for (name, value) in [
+        ("x-amz-checksum-md5", "AAAA"),
+        ("x-amz-checksum-sha512", "AAAA"),
+        ("x-amz-checksum-xxhash64", "AAAA"),
+        ("x-amz-sdk-checksum-algorithm", "SHA512"),
+        ("x-amz-trailer", "x-amz-checksum-sha512"),
+    ] {
+        let put = ask("PUT", "/box/k").body("x").header(name, value);
+        let seen = world.send(put).await;
+        assert_eq!(seen.outcome(), "400 InvalidRequest", "{name}: {value}");
+        assert!(seen.text.contains("CRC64NVME"), "{seen:?}");
+    }
+    assert_eq!(world.send(ask("HEAD", "/box/k")).await.status, 404);
+}
+
+/// The last piece is signed too: who cuts it off, and says so in Content-Length, is seen.
+#[tokio::test]
+async fn a_chunked_body_without_its_last_chunk_is_refused() {
+    let world = World::new().await;
+    let pieces = [&b"hello"[..], b"world"];
+    let last = format!("0;chunk-signature={}\r\n\r\n", "0".repeat(64)).len();
+    for cut in [last, last - 1, 4, 3] {
+        let seen = world
+            .send_in_pieces(ask("PUT", "/box/k"), &pieces, cut)
+            .await;
+        assert_eq!(seen.outcome(), "400 IncompleteBody", "without {cut} bytes");
+    }
+    assert_eq!(world.send(ask("HEAD", "/box/k")).await.status, 404);
+    let seen = world.send_in_pieces(ask("PUT", "/box/k"), &pieces, 0).await;
+    assert_eq!(seen.outcome(), "200 ", "{seen:?}");
+    assert_eq!(world.body_of("/box/k").await, "helloworld");
 }

@@ -329,7 +329,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// The checksum algorithm by its name in headers and XML.
-pub(super) fn algorithm_named(name: &str) -> Option<Algorithm> {
+pub(crate) fn algorithm_named(name: &str) -> Option<Algorithm> {
     Some(match name.to_ascii_uppercase().as_str() {
         "CRC32" => Algorithm::Crc32,
         "CRC32C" => Algorithm::Crc32c,
@@ -368,6 +368,22 @@ const HEADERS: [(&str, Algorithm); 5] = [
     ("x-amz-checksum-sha256", Algorithm::Sha256),
 ];
 
+/// The one checksum that the headers give a value of, if any.
+pub(crate) fn checksum_in(headers: &HeaderMap) -> S3Result<Option<(Algorithm, String)>> {
+    let mut given = HEADERS.into_iter().filter_map(|(name, algorithm)| {
+        let value = headers.get(name)?.to_str().unwrap_or_default();
+        Some((algorithm, value.to_owned()))
+    });
+    let first = given.next();
+    if given.next().is_some() {
+        return Err(s3_error!(
+            InvalidRequest,
+            "Expecting a single x-amz-checksum- header"
+        ));
+    }
+    Ok(first)
+}
+
 /// Reads what is announced: one header with a value, a trailer, or only the algorithm's name.
 pub(super) fn announced(
     headers: &HeaderMap,
@@ -387,15 +403,18 @@ pub(super) fn announced(
             announced.value = Some(value.clone());
         }
     }
-    if announced.value.is_some() {
-        return Ok(announced);
-    }
     let trailers = headers.get("x-amz-trailer").and_then(|v| v.to_str().ok());
     for trailer in trailers.unwrap_or_default().split(',') {
         let found = HEADERS
             .into_iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(trailer.trim()));
         if let Some((name, algorithm)) = found {
+            if announced.algorithm.is_some() {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "Expecting a single x-amz-checksum- header"
+                ));
+            }
             announced.algorithm = Some(algorithm);
             announced.trailer = Some(name);
         }
@@ -441,7 +460,7 @@ impl Announced {
 }
 
 /// A body is what its sender says it is.
-pub(super) fn check_body(
+pub(crate) fn check_body(
     hashed: &hashes::Hashed,
     content_md5: Option<&str>,
     said: Option<&str>,
@@ -599,5 +618,10 @@ mod tests {
             )
             .is_err()
         );
+        let both = announced(&headers, [None, Some(&value), None, None, None], None);
+        assert!(both.is_err(), "only one of them would be verified");
+        let trailers = "x-amz-checksum-crc32,x-amz-checksum-sha1";
+        headers.insert("x-amz-trailer", trailers.parse().unwrap());
+        assert!(announced(&headers, [None; 5], None).is_err());
     }
 }

@@ -22,7 +22,7 @@ use crate::operation::{Action, Answer};
 use crate::rows::BucketKeys;
 use crate::store::{Failure, Store};
 
-pub(crate) use convert::{unescape, unsupported};
+pub(crate) use convert::{algorithm_named, check_body, checksum_in, unescape, unsupported};
 
 /// The S3 service of a node.
 #[derive(Clone)]

@@ -4,7 +4,7 @@
 mod signer;
 
 use base64_simd::STANDARD as BASE64;
-use signer::{Seen, World, ask};
+use signer::{Ask, Seen, World, ask};
 
 impl World {
     async fn put(&self, target: &str, body: &str) -> Seen {
@@ -326,6 +326,119 @@ async fn a_document_that_is_what_its_digests_say_is_obeyed() {
         assert_eq!(seen.outcome(), "200 ", "{name}: {seen:?}");
         assert_eq!(world.send(ask("HEAD", "/box/k")).await.status, 404);
     }
+}
+
+struct Uploaded {
+    target: String,
+    completion: String,
+}
+
+impl World {
+    /// An upload of one part, `data`, of which nothing is left to do but to complete it.
+    async fn upload(&self, create: Ask, part: impl Fn(Ask) -> Ask) -> Uploaded {
+        let created = self.send(create).await;
+        let id = created.element("UploadId");
+        assert!(!id.is_empty(), "{created:?}");
+        let put = ask("PUT", &format!("/box/mp?partNumber=1&uploadId={id}")).body("data");
+        let put = self.send(part(put)).await;
+        assert_eq!(put.outcome(), "200 ", "{put:?}");
+        Uploaded {
+            target: format!("/box/mp?uploadId={id}"),
+            completion: format!(
+                "<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{}</ETag></Part></CompleteMultipartUpload>",
+                put.header("etag")
+            ),
+        }
+    }
+
+    async fn complete(&self, upload: &Uploaded, said: &[(&str, &str)]) -> Seen {
+        let complete = ask("POST", &upload.target).body(upload.completion.clone());
+        let complete = said
+            .iter()
+            .fold(complete, |ask, (name, value)| ask.header(name, *value));
+        self.send(complete).await
+    }
+}
+
+const CRC32_OF_DATA: &str = "rfPzYw==";
+const CRC32_OF_THAT: &str = "wu1R0Q==";
+
+#[tokio::test]
+async fn what_a_completion_says_of_the_whole_is_verified_or_refused() {
+    const CRC: &str = "x-amz-checksum-crc32";
+    const CRC64: &str = "x-amz-checksum-crc64nvme";
+    const TYPE: &str = "x-amz-checksum-type";
+    let world = World::new().await;
+    let create = || ask("POST", "/box/mp?uploads");
+    let wrong = "AAAAAA==";
+
+    let plain = world.upload(create(), |put| put).await;
+    for said in [
+        &[(CRC64, "AAAAAAAAAAA=")][..],
+        &[(CRC, CRC32_OF_DATA)],
+        &[(CRC, wrong), (TYPE, "FULL_OBJECT")],
+    ] {
+        let seen = world.complete(&plain, said).await;
+        assert_eq!(
+            seen.outcome(),
+            "400 InvalidRequest",
+            "nobody knows {said:?}"
+        );
+    }
+    assert_eq!(world.complete(&plain, &[]).await.outcome(), "200 ");
+
+    let parts_have = world
+        .upload(create(), |put| put.header(CRC, CRC32_OF_DATA))
+        .await;
+    let seen = world.complete(&parts_have, &[(CRC, wrong)]).await;
+    assert_eq!(seen.outcome(), "400 BadDigest");
+    let seen = world.complete(&parts_have, &[(CRC, CRC32_OF_DATA)]).await;
+    assert_eq!(seen.outcome(), "200 ");
+
+    let full = create()
+        .header("x-amz-checksum-algorithm", "CRC32")
+        .header(TYPE, "FULL_OBJECT");
+    let full = world.upload(full, |put| put).await;
+    for (said, outcome) in [
+        (&[(CRC, wrong)][..], "400 BadDigest"),
+        (&[(CRC64, "AAAAAAAAAAA=")], "400 InvalidRequest"),
+        (
+            &[(CRC, CRC32_OF_DATA), (CRC64, "AAAAAAAAAAA=")],
+            "400 InvalidRequest",
+        ),
+        (&[(TYPE, "COMPOSITE")], "400 InvalidRequest"),
+        (&[(CRC, CRC32_OF_DATA), (TYPE, "FULL_OBJECT")], "200 "),
+    ] {
+        let seen = world.complete(&full, said).await;
+        assert_eq!(seen.outcome(), outcome, "{said:?}: {seen:?}");
+    }
+
+    let with_number = format!("{CRC32_OF_THAT}-1");
+    for said in [&*with_number, CRC32_OF_THAT] {
+        let composite = create().header("x-amz-checksum-algorithm", "CRC32");
+        let composite = world.upload(composite, |put| put).await;
+        let seen = world.complete(&composite, &[(CRC, "AAAAAA==-1")]).await;
+        assert_eq!(seen.outcome(), "400 BadDigest");
+        let seen = world.complete(&composite, &[(CRC, said)]).await;
+        assert_eq!(seen.outcome(), "200 ", "{said}: {seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_completion_that_is_not_what_its_digest_says_is_not_obeyed() {
+    let world = World::new().await;
+    let upload = world
+        .upload(ask("POST", "/box/mp?uploads"), |put| put)
+        .await;
+    let wrong_md5 = BASE64.encode_to_string([0; 16]);
+    let seen = world
+        .complete(&upload, &[("content-md5", &wrong_md5)])
+        .await;
+    assert_eq!(seen.outcome(), "400 BadDigest");
+    let complete = ask("POST", &upload.target).body(upload.completion.clone());
+    let seen = world.send(complete.payload(&"0".repeat(64))).await;
+    assert_eq!(seen.outcome(), "400 XAmzContentSHA256Mismatch");
+    assert_eq!(world.send(ask("HEAD", "/box/mp")).await.status, 404);
 }
 
 #[tokio::test]

@@ -196,12 +196,7 @@ pub(super) fn complete(on: &mut On<'_>, complete: &Complete) -> Evaluated {
     object.multipart = true;
     object.data = Bytes::copy_from_slice(&upload);
     object.checksum = whole_checksum(&row, &checksums)?;
-    if let (Some(said), Some(known)) = (&complete.checksum, &object.checksum)
-        && said.algorithm == known.algorithm
-        && said.value != known.value
-    {
-        return Err(Refusal::BadDigest.into());
-    }
+    check_whole(complete, object.checksum.as_ref(), &checksums)?;
     for &number in stored.keys() {
         on.rows.delete(on.keys.part(&upload, number));
     }
@@ -282,4 +277,60 @@ fn whole_checksum(
         composite: upload.composite,
         value,
     }))
+}
+
+/// Refuses what the client says of the whole, where it is not so or nobody can know. `known` is the
+/// checksum that the object will have.
+fn check_whole(
+    complete: &Complete,
+    known: Option<&ChecksumRow>,
+    parts: &[(ChecksumRow, u64)],
+) -> Result<(), Stop> {
+    if let (Some(said), Some(known)) = (complete.composite, known)
+        && said != known.composite
+    {
+        let kind = if known.composite {
+            "COMPOSITE"
+        } else {
+            "FULL_OBJECT"
+        };
+        return Err(refused(
+            Refusal::InvalidRequest,
+            format!("the upload was created with the checksum type {kind}"),
+        ));
+    }
+    let Some(said) = &complete.checksum else {
+        return Ok(());
+    };
+    let algorithm = said.algorithm();
+    let value = match known {
+        Some(known) => (known.algorithm() == algorithm).then(|| known.value.clone()),
+        // Parts may have what their upload did not name.
+        None => {
+            let upload = UploadRow {
+                algorithm: algorithm.into(),
+                composite: said.composite,
+                ..UploadRow::default()
+            };
+            let whole = whole_checksum(&upload, parts).ok().flatten();
+            whole.map(|whole| whole.value)
+        }
+    };
+    let Some(value) = value else {
+        let of = known.map_or(Algorithm::None, ChecksumRow::algorithm);
+        let [said, of] = [algorithm, of].map(|name| format!("{name:?}").to_uppercase());
+        return Err(refused(
+            Refusal::InvalidRequest,
+            format!(
+                "a {said} of the whole cannot be verified: the upload was created with the checksum algorithm {of}"
+            ),
+        ));
+    };
+    // A composite one is written with the number of parts or without.
+    let bare = value.split('-').next().unwrap_or_default();
+    if said.value == value || said.value == bare {
+        Ok(())
+    } else {
+        Err(Refusal::BadDigest.into())
+    }
 }

@@ -347,6 +347,9 @@ pub(crate) struct Complete {
     pub(crate) checksum: Option<ChecksumRow>,
     #[prost(uint64, optional, tag = "5")]
     pub(crate) size: Option<u64>,
+    /// What the client says that the checksum of the whole is made of.
+    #[prost(bool, optional, tag = "6")]
+    pub(crate) composite: Option<bool>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -6,8 +6,8 @@ use s3s::dto::*;
 use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
 use super::convert::{
-    acl_in, algorithm_name, algorithm_named, also, announced, check_body, checksum_out,
-    checksum_row, condition, etag, metadata_in, owner, tags_of_header, version_out,
+    acl_in, algorithm_name, algorithm_named, also, announced, check_body, checksum_in,
+    checksum_out, checksum_row, condition, etag, metadata_in, owner, tags_of_header, version_out,
 };
 use super::copy::SourceConditions;
 use super::listings::{most_of, prefixes, writer};
@@ -553,21 +553,17 @@ impl Service {
                 "You must specify at least one part"
             ));
         }
-        let said = [
-            (Algorithm::Crc32, input.checksum_crc32),
-            (Algorithm::Crc32c, input.checksum_crc32c),
-            (Algorithm::Crc64Nvme, input.checksum_crc64nvme),
-            (Algorithm::Sha1, input.checksum_sha1),
-            (Algorithm::Sha256, input.checksum_sha256),
-        ];
-        let checksum = said
-            .into_iter()
-            .find_map(|(algorithm, value)| Some((algorithm, value?)))
-            .map(|(algorithm, value)| ChecksumRow {
-                algorithm: algorithm.into(),
-                composite: value.contains('-'),
-                value,
-            });
+        let checksum = checksum_in(&request.headers)?.map(|(algorithm, value)| ChecksumRow {
+            algorithm: algorithm.into(),
+            composite: value.contains('-'),
+            value,
+        });
+        let composite = match input.checksum_type.as_ref().map(|kind| kind.as_str()) {
+            None => None,
+            Some(ChecksumType::COMPOSITE) => Some(true),
+            Some(ChecksumType::FULL_OBJECT) => Some(false),
+            Some(_) => return Err(s3_error!(InvalidRequest, "an unknown checksum type")),
+        };
         let complete = Complete {
             name: Some(UploadName {
                 key: input.key.clone(),
@@ -583,6 +579,7 @@ impl Service {
             size: input
                 .mpu_object_size
                 .and_then(|size| u64::try_from(size).ok()),
+            composite,
         };
         let act = Action::Complete(complete);
         let answer = self.on(&asking, &input.bucket, "s3:PutObject", act).await?;

@@ -233,7 +233,7 @@ pub(crate) enum ConfigError {
         path: PathBuf,
         /// The line, and the key that it sets; not the value, which may be a secret.
         place: String,
-        source: toml::de::Error,
+        source: Box<toml::de::Error>,
     },
     #[error("--{flag} {value}: write a port (6379) or an address and port (0.0.0.0:6379)")]
     Address { flag: &'static str, value: String },
@@ -419,7 +419,7 @@ fn read_file(path: &Path) -> Result<ServeArgs, ConfigError> {
     toml::from_str(&text).map_err(|source| ConfigError::Parse {
         path: path.into(),
         place: place_in(&text, source.span().map_or(0, |span| span.start)),
-        source,
+        source: Box::new(source),
     })
 }
 

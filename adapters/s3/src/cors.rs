@@ -64,6 +64,10 @@ fn write(rule: &CORSRule, origin: &HeaderValue, out: &mut HeaderMap) {
         origin.clone()
     };
     out.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, shown);
+    if !anyone {
+        let allowed = HeaderValue::from_static("true");
+        out.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, allowed);
+    }
     let mut insert = |name, values: Vec<String>| {
         if let Ok(value) = HeaderValue::try_from(values.join(", "))
             && !values.is_empty()

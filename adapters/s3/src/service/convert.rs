@@ -225,6 +225,12 @@ pub(super) fn grants(acl: Acl, owner: &str) -> Grants {
     grants
 }
 
+fn is_in_tags(letter: char) -> bool {
+    letter.is_alphanumeric()
+        || (letter.is_whitespace() && !letter.is_control())
+        || "+-=._:/@".contains(letter)
+}
+
 fn checked_tags(pairs: Vec<Pair>, most: usize) -> S3Result<Vec<Pair>> {
     if pairs.len() > most {
         return Err(S3Error::with_message(
@@ -240,6 +246,18 @@ fn checked_tags(pairs: Vec<Pair>, most: usize) -> S3Result<Vec<Pair>> {
             return Err(s3_error!(
                 InvalidTag,
                 "a tag's key has 1 to 128 characters, its value at most 256"
+            ));
+        }
+        if pair.name.starts_with("aws:") {
+            return Err(s3_error!(
+                InvalidTag,
+                "System tags cannot be added/updated by requester"
+            ));
+        }
+        if !pair.name.chars().chain(pair.value.chars()).all(is_in_tags) {
+            return Err(s3_error!(
+                InvalidTag,
+                "tags have letters, digits, spaces and + - = . _ : / @"
             ));
         }
         if pairs[..at].iter().any(|before| before.name == pair.name) {
@@ -310,7 +328,7 @@ pub(crate) fn unescape(text: &str) -> Option<String> {
 }
 
 /// Keys for listings with `encoding-type=url`.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

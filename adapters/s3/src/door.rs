@@ -10,7 +10,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
 use leadline_healthz::Probes;
 use leadline_http::{NodeView, request_context};
@@ -22,15 +22,20 @@ use s3s::host::{S3Host, VirtualHost};
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 use tokio::time::Instant;
+use tower::Service as _;
 
+use crate::answers;
 use crate::body::{Pace, ReadBudget};
 use crate::checked::{Checked, Digests};
 use crate::cors;
 use crate::error;
+use crate::form::{Form, is_form};
 use crate::identity::Keyring;
 use crate::keys::Keys;
 use crate::metrics::{S3Metrics, Seen};
+use crate::rewrite::Rewrite;
 use crate::service::Service;
+use crate::signatures::{self, Verify};
 use crate::store::Store;
 
 /// The longest that a request without a deadline of its own may take while it makes progress.
@@ -66,6 +71,9 @@ impl Default for S3Config {
 #[derive(Clone)]
 pub struct S3Door {
     service: S3Service,
+    /// For forms, which live as long as their policy and not as their signature.
+    forms: S3Service,
+    verifier: S3Service,
     plain: Service,
     keys: Keys,
     node: Arc<dyn NodeView>,
@@ -98,15 +106,30 @@ impl S3Door {
         let mut protocol = ProtocolConfig::default();
         protocol.xml_max_body_size = XML_BYTES;
         protocol.post_object_max_file_size = FORM_FILE_BYTES;
-        let mut builder = S3ServiceBuilder::new(plain.clone());
-        builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(protocol))));
-        builder.set_auth(keyring.clone());
-        builder.set_access(keyring.clone());
-        if !domains.is_empty() {
-            builder.set_host(Domains(Arc::clone(&domains)));
-        }
+        let builder = |protocol: &ProtocolConfig| {
+            let mut builder = S3ServiceBuilder::new(plain.clone());
+            let protocol = Arc::new(protocol.clone());
+            builder.set_config(Arc::new(StaticConfigProvider::new(protocol)));
+            builder.set_auth(keyring.clone());
+            builder.set_access(keyring.clone());
+            if !domains.is_empty() {
+                builder.set_host(Domains(Arc::clone(&domains)));
+            }
+            builder
+        };
+        let mut service = builder(&protocol);
+        let inner = builder(&protocol).build();
+        service.set_route(Rewrite {
+            inner,
+            domains: Arc::clone(&domains),
+        });
+        let mut verifier = builder(&protocol);
+        verifier.set_route(Verify);
+        protocol.presigned_url_max_skew_time_secs = u32::MAX;
         Self {
-            service: builder.build(),
+            service: service.build(),
+            forms: builder(&protocol).build(),
+            verifier: verifier.build(),
             plain,
             keys: Keys::new(store, keyring),
             node,
@@ -123,23 +146,23 @@ impl S3Door {
 
     /// What the S3 port serves: the health probes, and S3 for all else.
     pub fn router(self) -> Router {
-        Probes::new(Arc::clone(&self.node), self.fallback)
-            .router()
-            .fallback(axum::routing::any(answer).with_state(self))
+        let probes = Probes::new(Arc::clone(&self.node), self.fallback).router();
+        Router::new().fallback(route).with_state((self, probes))
     }
 
     fn metrics(&self) -> &S3Metrics {
         &self.plain.metrics
     }
 
+    /// The bucket that has a host of its own.
+    fn bucket_of_host<'r>(&self, request: &'r Request) -> Option<&'r str> {
+        let host = request.headers().get(header::HOST)?.to_str().ok()?;
+        bucket_of_host(&self.domains, host)
+    }
+
     /// The bucket that a request is about, for CORS.
     fn bucket_of(&self, request: &Request) -> Option<String> {
-        let host = request
-            .headers()
-            .get(header::HOST)
-            .and_then(|host| host.to_str().ok())
-            .unwrap_or_default();
-        if let Some(bucket) = bucket_of_host(&self.domains, host) {
+        if let Some(bucket) = self.bucket_of_host(request) {
             return Some(bucket.to_owned());
         }
         let path = request.uri().path().trim_start_matches('/');
@@ -147,7 +170,7 @@ impl S3Door {
         (!bucket.is_empty()).then(|| bucket.to_owned())
     }
 
-    async fn serve(&self, request: Request, seen: &Seen, ctx: &Context) -> Response {
+    async fn serve(&self, mut request: Request, seen: &Seen, ctx: &Context) -> Response {
         let origin = request.headers().get(header::ORIGIN).cloned();
         let bucket = origin.as_ref().and_then(|_| self.bucket_of(&request));
         let method = request.method().clone();
@@ -165,6 +188,24 @@ impl S3Door {
             Ok(held) => held,
             Err(refused) => return rendered(refused),
         };
+        if let Err(wrong) = signatures::check_expiry(request.uri()) {
+            return rendered(wrong);
+        }
+        let mut service = &self.service;
+        if is_form(&method, request.headers()) {
+            request = match with_form(&pace, request).await {
+                Ok(request) => request,
+                Err(wrong) => return rendered(wrong),
+            };
+            // Nothing else may have a signature there, which would never be too old.
+            if !request.headers().contains_key(header::AUTHORIZATION)
+                && request.uri().query().is_none()
+            {
+                service = &self.forms;
+            }
+        } else if self.bucket_of_host(&request).is_none() {
+            signatures::end_bucket_with_slash(&self.verifier, &mut request).await;
+        }
         let digests = Digests::default();
         let (parts, body) = request.into_parts();
         let body = Checked::new(body, &parts.headers, digests.clone());
@@ -172,8 +213,8 @@ impl S3Door {
         request.extensions_mut().insert(digests.clone());
         request.extensions_mut().insert(pace.clone());
         request.extensions_mut().insert(seen.clone());
-        let mut response = match self.service.call(request).await {
-            Ok(response) => response.map(Body::new),
+        let mut response = match service.call(request).await {
+            Ok(response) => answers::finished(&method, response),
             Err(error) => {
                 let error: s3s::StdError = error.into();
                 tracing::error!(%error, "an S3 answer could not be written");
@@ -230,10 +271,33 @@ impl S3Door {
 }
 
 pub(crate) fn rendered(error: S3Error) -> Response {
-    match error.to_http_response() {
+    let mut response = match error.to_http_response() {
         Ok(response) => response.map(Body::new),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    };
+    answers::typed(&mut response);
+    response
+}
+
+/// A form whose fields are read.
+async fn with_form(pace: &Pace, request: Request) -> S3Result<Request> {
+    let (mut parts, body) = request.into_parts();
+    let (form, body) = Form::read(pace, &parts.headers, body).await?;
+    form.check()?;
+    parts.extensions.insert(form);
+    Ok(Request::from_parts(parts, body))
+}
+
+/// Keys of a bucket that has a host of its own are not probes.
+async fn route(State((door, mut probes)): State<(S3Door, Router)>, request: Request) -> Response {
+    let probe = matches!(
+        request.uri().path(),
+        "/livez" | "/readyz" | "/healthz" | "/healthz/leader"
+    );
+    if probe && door.bucket_of_host(&request).is_none() {
+        return probes.call(request).await.into_response();
     }
+    answer(door, request).await
 }
 
 /// Counts a request that ends without an answer: its client has left.
@@ -262,12 +326,13 @@ impl Drop for Running {
     }
 }
 
-async fn answer(State(door): State<S3Door>, request: Request) -> Response {
+async fn answer(door: S3Door, request: Request) -> Response {
     let began = Instant::now();
     let mut running = Running::begin(door.metrics());
     let seen = Seen::default();
     let (parts, body) = request.into_parts();
     let sent = parts.method != Method::HEAD;
+    let closes = expects_to_send_nothing(&parts.headers);
     let id = format!("{:016X}", rand::random::<u64>());
     let mut response = match request_context(&parts, door.fallback) {
         Err(wrong) => rendered(S3Error::with_message(
@@ -297,10 +362,25 @@ async fn answer(State(door): State<S3Door>, request: Request) -> Response {
     if let Ok(id) = HeaderValue::try_from(id) {
         response.headers_mut().insert("x-amz-request-id", id);
     }
+    if closes {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     running.answered = true;
     door.metrics()
         .answered(seen.name(), response.status().as_u16(), began.elapsed());
     response
+}
+
+/// Whether the client waits for `100 Continue` before a body of no bytes. None is sent then, and
+/// botocore, which does not expect that, takes the next answer on the connection for it
+/// (boto/botocore#3755): so there is no next one.
+fn expects_to_send_nothing(headers: &HeaderMap) -> bool {
+    let is = |name, text: &str| {
+        let value: Option<&HeaderValue> = headers.get(name);
+        value.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(text.as_bytes()))
+    };
+    is(header::EXPECT, "100-continue") && is(header::CONTENT_LENGTH, "0")
 }
 
 /// A body whose end, or loss, ends its request.
@@ -342,7 +422,7 @@ impl Drop for Guarded {
 }
 
 /// The bucket in a host name, where it is a subdomain of one of `domains`.
-fn bucket_of_host<'h>(domains: &[String], host: &'h str) -> Option<&'h str> {
+pub(crate) fn bucket_of_host<'h>(domains: &[String], host: &'h str) -> Option<&'h str> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,

@@ -186,7 +186,14 @@ pub(crate) fn of_refused(refused: &Refused, asked: Asked) -> S3Error {
         error.set_status_code(StatusCode::RANGE_NOT_SATISFIABLE);
     }
     if let Some(found) = &refused.found {
-        error.set_headers(version_headers(found));
+        let mut headers = version_headers(found);
+        if refused.why() == Refusal::DeleteMarker {
+            headers.insert(header::ALLOW, HeaderValue::from_static("DELETE"));
+            if let Ok(modified) = HeaderValue::try_from(http_date(found.modified_ms)) {
+                headers.insert(header::LAST_MODIFIED, modified);
+            }
+        }
+        error.set_headers(headers);
     }
     error
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::checked::{self, Digests};
 use crate::operation::{KeyAction, Who};
+use crate::rewrite::Verified;
 use crate::rows::{KeyRow, Level};
 use crate::store::Store;
 
@@ -31,17 +32,28 @@ const MOST_REMEMBERED: usize = 10_000;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Identity {
     key: Option<Arc<KeyRow>>,
+    /// Buckets, and who they say owns them.
+    expected_owners: Vec<(String, String)>,
 }
 
 impl Identity {
     /// What the data plane is told of the requester, for one bucket.
     pub(crate) fn who(&self, bucket: &str) -> Who {
+        let expected = self.expected_owners.iter();
+        let expected_owners = expected
+            .filter(|(known, _)| known == bucket)
+            .map(|(_, owner)| owner.clone())
+            .collect();
         match &self.key {
-            None => Who::default(),
+            None => Who {
+                expected_owners,
+                ..Who::default()
+            },
             Some(key) => Who {
                 access_key: key.access_key.clone(),
                 level: key.level(bucket).into(),
                 creates: key.creates,
+                expected_owners,
             },
         }
     }
@@ -162,18 +174,43 @@ impl S3Access for Keyring {
         {
             return Err(s3_error!(InvalidArgument, "a key may not have a zero byte"));
         }
-        let key = match cx.credentials() {
-            Some(credentials) => {
-                let access_key = credentials.access_key.clone();
-                self.find(&access_key).await?
-            }
+        let credentials = cx.credentials().map(|known| known.access_key.clone());
+        let access_key = match cx.extensions_mut().get::<Verified>() {
+            Some(verified) => verified.access_key.clone(),
+            None => credentials,
+        };
+        let key = match access_key {
+            Some(access_key) => self.find(&access_key).await?,
             None => None,
         };
         let seen = cx.extensions_mut().get::<crate::metrics::Seen>().cloned();
         if let Some(seen) = seen {
             seen.operation(cx.s3_op().name());
         }
-        cx.extensions_mut().insert(Identity { key });
+        let expected_owners = expected_owners(cx);
+        cx.extensions_mut().insert(Identity {
+            key,
+            expected_owners,
+        });
         Ok(())
     }
+}
+
+/// Whom the request expects to own the buckets that it names.
+fn expected_owners(cx: &S3AccessContext<'_>) -> Vec<(String, String)> {
+    let text = |name| cx.headers().get(name).and_then(|value| value.to_str().ok());
+    let source = text("x-amz-copy-source").and_then(|source| {
+        let bucket = source.trim_start_matches('/').split(['/', '%']).next();
+        bucket.filter(|bucket| !bucket.is_empty())
+    });
+    [
+        (
+            cx.s3_path().get_bucket_name(),
+            "x-amz-expected-bucket-owner",
+        ),
+        (source, "x-amz-source-expected-bucket-owner"),
+    ]
+    .into_iter()
+    .filter_map(|(bucket, name)| Some((bucket?.to_owned(), text(name)?.to_owned())))
+    .collect()
 }

@@ -5,11 +5,13 @@
 //! instant; bytes of large objects go to the blob store before the operation that names them.
 //! `docs/s3.md` says what is there and what is not.
 
+mod answers;
 mod body;
 mod checked;
 mod cors;
 mod door;
 mod error;
+mod form;
 mod hashes;
 mod identity;
 mod keys;
@@ -17,8 +19,10 @@ mod metrics;
 mod operation;
 mod policy;
 mod references;
+mod rewrite;
 mod rows;
 mod service;
+mod signatures;
 mod signed;
 mod store;
 mod subresource;

@@ -183,7 +183,7 @@ mod tests {
             who: Some(Who {
                 access_key: who.into(),
                 level: level.into(),
-                creates: false,
+                ..Who::default()
             }),
             bucket: "b".into(),
             action: action.into(),

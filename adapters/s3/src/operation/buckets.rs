@@ -30,6 +30,10 @@ pub(super) fn create(rows: &mut dyn Rows, request: &Request, create: &CreateBuck
         ..BucketRow::default()
     };
     rows.put(keys.bucket(), rows::encode(&bucket));
+    if let Some(tagging) = &create.tagging {
+        let row = keys.configuration(kind_byte(Kind::Tagging));
+        rows.put(row, tagging.clone());
+    }
     Ok(Answer::Bucket(bucket))
 }
 

@@ -30,10 +30,18 @@ pub(super) fn get(on: &mut On<'_>, get: &Get) -> Evaluated {
     ) {
         return Err(Refusal::AccessDenied.into());
     }
-    let (_, object) = named?;
+    let (_, object) = match named {
+        Err(absent) if hides(on, &absent) => return Err(Refusal::AccessDenied.into()),
+        named => named?,
+    };
+    let mut get = get.clone();
     if let Some(conditions) = &get.conditions {
         check_read(&object, conditions)?;
+        if is_of_another(&object, conditions) {
+            (get.first, get.last, get.suffix) = (None, None, None);
+        }
     }
+    let get = &get;
     let range = wanted(&object, get)?;
     let mut found = Found {
         start: range.start,
@@ -52,6 +60,30 @@ pub(super) fn get(on: &mut On<'_>, get: &Get) -> Evaluated {
     }
     found.object = Some(object);
     Ok(Answer::Object(Box::new(found)))
+}
+
+/// Whether there is no such key, and the requester may not list keys and see it there.
+fn hides(on: &On<'_>, absent: &Stop) -> bool {
+    let Stop::Refused(refused) = absent else {
+        return false;
+    };
+    refused.why() == Refusal::NoSuchKey
+        && !access::allows(
+            &on.bucket,
+            on.request,
+            "s3:ListBucket",
+            None,
+            Level::Read,
+            None,
+        )
+}
+
+/// RFC 9110, 13.1.5: the range that is asked for is one of another version.
+fn is_of_another(object: &ObjectRow, conditions: &ReadConditions) -> bool {
+    let etag = conditions.if_range.as_ref();
+    let modified_s = conditions.if_range_s;
+    etag.is_some_and(|etag| *etag != object.etag)
+        || modified_s.is_some_and(|then| then != object.modified_ms / 1000)
 }
 
 /// RFC 9110, 13.2.2.

@@ -124,6 +124,10 @@ impl S3Operation {
             return Err(Refusal::NoSuchBucket.into());
         };
         let bucket: BucketRow = rows::decode(&bucket)?;
+        let mut expected = request.who.iter().flat_map(|who| &who.expected_owners);
+        if expected.any(|owner| *owner != bucket.owner) {
+            return Err(Refusal::AccessDenied.into());
+        }
         let mut on = On {
             rows,
             request,

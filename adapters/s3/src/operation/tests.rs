@@ -20,6 +20,7 @@ fn owner() -> Who {
         access_key: "OWNER".into(),
         level: Level::Nothing.into(),
         creates: true,
+        ..Who::default()
     }
 }
 

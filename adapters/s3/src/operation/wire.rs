@@ -19,6 +19,9 @@ pub(crate) struct Who {
     /// May make buckets.
     #[prost(bool, tag = "3")]
     pub(crate) creates: bool,
+    /// Who must own the bucket, all of them.
+    #[prost(string, repeated, tag = "4")]
+    pub(crate) expected_owners: Vec<String>,
 }
 
 /// One operation on one bucket (or on the access keys).
@@ -98,6 +101,9 @@ pub(crate) struct CreateBucket {
     pub(crate) region: String,
     #[prost(enumeration = "Acl", tag = "2")]
     pub(crate) acl: i32,
+    /// As [`Configure::text`].
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub(crate) tagging: Option<Bytes>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -196,6 +202,11 @@ pub(crate) struct ReadConditions {
     pub(crate) if_modified_since_s: Option<u64>,
     #[prost(uint64, optional, tag = "4")]
     pub(crate) if_unmodified_since_s: Option<u64>,
+    /// A range is of this version, by its ETag or its time, and else everything is wanted.
+    #[prost(string, optional, tag = "5")]
+    pub(crate) if_range: Option<String>,
+    #[prost(uint64, optional, tag = "6")]
+    pub(crate) if_range_s: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -7,19 +7,19 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::convert::{AclSaid, acl_in, acl_of_grants, acl_said, check_bucket_tags, grants, owner};
-use super::{Asking, Service, as_s3, expect_answer};
+use super::{Asking, Service, as_s3, expect_answer, rules};
 use crate::error::{Asked, timestamp};
 use crate::operation::{
     Action, Configuration, Configure, CreateBucket, Empty, HeadBucket, Kind, policy_is_public,
 };
 use crate::policy;
+use crate::rewrite::BucketTags;
 use crate::rows::{BucketRow, Level, Versioning};
 
 /// Paths of the probes, which share the port: no bucket may hide them.
 const RESERVED: [&str; 3] = ["healthz", "readyz", "livez"];
 
 /// Rules of one configuration.
-const MOST_RULES: usize = 1000;
 const MOST_CORS_RULES: usize = 100;
 
 /// The region of a store that has none.
@@ -83,6 +83,7 @@ impl Service {
         request: S3Request<CreateBucketInput>,
     ) -> S3Result<S3Response<CreateBucketOutput>> {
         let asking = Asking::of(&request)?;
+        let tags = request.extensions.get::<BucketTags>().cloned();
         let input = request.input;
         if RESERVED.contains(&input.bucket.as_str()) {
             return Err(S3Error::with_message(
@@ -100,10 +101,16 @@ impl Service {
             .create_bucket_configuration
             .and_then(|configuration| configuration.location_constraint)
             .map_or_else(String::new, |region| region.as_str().to_owned());
-        let create = CreateBucket {
+        let mut create = CreateBucket {
             region,
             acl: acl_in(input.acl.as_ref().map(|acl| acl.as_str()))?.into(),
+            tagging: None,
         };
+        if let Some(BucketTags(tagging)) = tags {
+            check_bucket_tags(&tagging)?;
+            let text = serde_json::to_vec(&tagging).map_err(S3Error::internal_error)?;
+            create.tagging = Some(text.into());
+        }
         self.on(
             &asking,
             &input.bucket,
@@ -528,7 +535,7 @@ impl Service {
         request: S3Request<GetBucketLifecycleConfigurationInput>,
     ) -> S3Result<S3Response<GetBucketLifecycleConfigurationOutput>> {
         let asking = Asking::of(&request)?;
-        let kept: BucketLifecycleConfiguration = self
+        let kept: rules::Kept = self
             .kept(
                 &asking,
                 &request.input.bucket,
@@ -537,10 +544,13 @@ impl Service {
                 Asked::Lifecycle,
             )
             .await?;
-        Ok(S3Response::new(GetBucketLifecycleConfigurationOutput {
-            rules: Some(kept.rules),
+        let smallest = kept.smallest();
+        let mut response = S3Response::new(GetBucketLifecycleConfigurationOutput {
+            rules: Some(kept.configuration.rules),
             ..GetBucketLifecycleConfigurationOutput::default()
-        }))
+        });
+        response.headers.insert(rules::SMALLEST, smallest);
+        Ok(response)
     }
 
     pub(super) async fn put_bucket_lifecycle_configuration(
@@ -549,19 +559,20 @@ impl Service {
     ) -> S3Result<S3Response<PutBucketLifecycleConfigurationOutput>> {
         let asking = Asking::of(&request)?;
         let input = request.input;
-        let rules = input.lifecycle_configuration.unwrap_or_default();
-        check_rules(&rules)?;
+        let configuration = input.lifecycle_configuration.unwrap_or_default();
+        let smallest = request.headers.get(rules::SMALLEST);
+        let kept = rules::Kept::new(configuration, smallest)?;
         self.keep(
             &asking,
             &input.bucket,
             "s3:PutLifecycleConfiguration",
             Kind::Lifecycle,
-            Some(&rules),
+            Some(&kept),
         )
         .await?;
-        Ok(S3Response::new(
-            PutBucketLifecycleConfigurationOutput::default(),
-        ))
+        let mut response = S3Response::new(PutBucketLifecycleConfigurationOutput::default());
+        response.headers.insert(rules::SMALLEST, kept.smallest());
+        Ok(response)
     }
 
     pub(super) async fn delete_bucket_lifecycle(
@@ -588,62 +599,4 @@ fn region_of(bucket: &BucketRow) -> String {
     } else {
         bucket.region.clone()
     }
-}
-
-/// Rules that would do nothing, or something else than they say, are refused.
-fn check_rules(rules: &BucketLifecycleConfiguration) -> S3Result<()> {
-    if rules.rules.is_empty() || rules.rules.len() > MOST_RULES {
-        return Err(s3_error!(
-            MalformedXML,
-            "there are 1 to 1000 lifecycle rules"
-        ));
-    }
-    for rule in &rules.rules {
-        if rule.transitions.is_some() || rule.noncurrent_version_transitions.is_some() {
-            return Err(s3_error!(
-                NotImplemented,
-                "there is one storage class: transitions are not implemented (docs/s3.md)"
-            ));
-        }
-        let keeps_some = rule
-            .noncurrent_version_expiration
-            .as_ref()
-            .is_some_and(|expiration| expiration.newer_noncurrent_versions.is_some());
-        if keeps_some {
-            return Err(s3_error!(
-                NotImplemented,
-                "NewerNoncurrentVersions is not implemented (docs/s3.md)"
-            ));
-        }
-        let days = [
-            rule.expiration
-                .as_ref()
-                .and_then(|expiration| expiration.days),
-            rule.noncurrent_version_expiration
-                .as_ref()
-                .and_then(|expiration| expiration.noncurrent_days),
-            rule.abort_incomplete_multipart_upload
-                .as_ref()
-                .and_then(|abort| abort.days_after_initiation),
-        ];
-        if days.into_iter().flatten().any(|days| days < 1) {
-            return Err(s3_error!(InvalidArgument, "days are 1 or more"));
-        }
-        let acts = rule.expiration.is_some()
-            || rule.noncurrent_version_expiration.is_some()
-            || rule.abort_incomplete_multipart_upload.is_some();
-        if !acts {
-            return Err(s3_error!(
-                InvalidRequest,
-                "a lifecycle rule has at least one action"
-            ));
-        }
-        if !matches!(
-            rule.status.as_str(),
-            ExpirationStatus::ENABLED | ExpirationStatus::DISABLED
-        ) {
-            return Err(s3_error!(MalformedXML, "Status is Enabled or Disabled"));
-        }
-    }
-    Ok(())
 }

@@ -14,6 +14,7 @@ use super::{Asking, Service, expect_answer};
 use crate::body::{Segment, piece_rows};
 use crate::error;
 use crate::operation::{Action, Found, Get, Put, ReadConditions, Refusal, WriteConditions};
+use crate::rewrite::Expires;
 use crate::rows::{ObjectRow, PartRow, Piece};
 use crate::store::Failure;
 
@@ -39,6 +40,7 @@ impl SourceConditions<'_> {
             if_none_match: condition(self.if_none_match),
             if_modified_since_s: self.if_modified_since.map(seconds),
             if_unmodified_since_s: self.if_unmodified_since.map(seconds),
+            ..ReadConditions::default()
         }
     }
 }
@@ -83,6 +85,12 @@ impl Service {
             // A copy has no 304.
             Err(Failure::Refused(refused)) if refused.why() == Refusal::NotModified => {
                 return Err(s3_error!(PreconditionFailed));
+            }
+            Err(Failure::Refused(refused)) if refused.why() == Refusal::DeleteMarker => {
+                return Err(s3_error!(
+                    InvalidRequest,
+                    "The source of a copy request may not specifically refer to a delete marker by version id."
+                ));
             }
             Err(failure) => return Err(failure.into()),
         };
@@ -139,6 +147,7 @@ impl Service {
     ) -> S3Result<S3Response<CopyObjectOutput>> {
         let asking = Asking::of(&request)?;
         let conditions = write_conditions(&request.headers);
+        let expires = Expires::of(&request.extensions);
         let mut input = request.input;
         let replaces = input
             .metadata_directive
@@ -192,8 +201,11 @@ impl Service {
                 .map_or_else(String::new, |class| class.as_str().to_owned()),
             ..ObjectRow::default()
         };
+        if let Some(headers) = &mut object.headers {
+            headers.website_redirect = input.website_redirect_location.clone();
+        }
         if replaces {
-            object.headers = Some(content_headers!(input));
+            object.headers = Some(content_headers!(input, expires));
             object.metadata = metadata_in(input.metadata.take())?;
         }
         if replaces_tags {

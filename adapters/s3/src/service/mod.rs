@@ -7,6 +7,7 @@ mod copy;
 mod listings;
 mod multipart;
 mod objects;
+mod rules;
 
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use crate::operation::{Action, Answer};
 use crate::rows::BucketKeys;
 use crate::store::{Failure, Store};
 
-pub(crate) use convert::{algorithm_named, check_body, checksum_in, unescape, unsupported};
+pub(crate) use convert::{algorithm_named, check_body, checksum_in, escape, unescape, unsupported};
 
 /// The S3 service of a node.
 #[derive(Clone)]

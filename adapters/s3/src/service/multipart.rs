@@ -13,6 +13,7 @@ use super::copy::SourceConditions;
 use super::listings::{most_of, prefixes, writer};
 use super::objects::{check_size, content_headers, length_of, signed, storage_class};
 use super::{Asking, Service, expect_answer};
+use crate::answers;
 use crate::body::{Download, Receiver, Segment};
 use crate::error::{self, timestamp};
 use crate::hashes::{self, Hashes};
@@ -20,6 +21,7 @@ use crate::operation::{
     Action, Complete, CompletePart, List, MOST_PARTS, PutPart, UploadName, UploadRowFor,
     WriteConditions,
 };
+use crate::rewrite::Expires;
 use crate::rows::{Algorithm, ChecksumRow, ObjectRow, PartRow, Piece, UploadRow};
 
 /// Pieces of one part's row are joined: a part is at most 5 GiB.
@@ -80,6 +82,7 @@ impl Service {
         request: S3Request<CreateMultipartUploadInput>,
     ) -> S3Result<S3Response<CreateMultipartUploadOutput>> {
         let asking = Asking::of(&request)?;
+        let expires = Expires::of(&request.extensions);
         let mut input = request.input;
         let algorithm = match &input.checksum_algorithm {
             None => Algorithm::None,
@@ -109,7 +112,7 @@ impl Service {
             ));
         }
         let object = ObjectRow {
-            headers: Some(content_headers!(input)),
+            headers: Some(content_headers!(input, expires)),
             metadata: metadata_in(input.metadata.take())?,
             tags: tags_of_header(input.tagging.as_deref())?,
             acl: acl_in(input.acl.as_ref().map(|acl| acl.as_str()))?.into(),
@@ -178,7 +181,10 @@ impl Service {
         mut request: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
         let asking = Asking::of(&request)?;
-        let trailers = request.trailing_headers.take();
+        let trailers = request
+            .trailing_headers
+            .take()
+            .or_else(|| request.extensions.get().cloned());
         let input = &mut request.input;
         let number = number_in(input.part_number)?;
         let length = length_of(input.content_length)?;
@@ -525,6 +531,7 @@ impl Service {
         request: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
         let asking = Asking::of(&request)?;
+        let location = answers::location(&request.headers, &request.uri, request.uri.path());
         let input = request.input;
         let named = input.multipart_upload.unwrap_or_default().parts;
         let parts = named
@@ -588,7 +595,7 @@ impl Service {
         let stored = found.object.unwrap_or_default();
         let sum = checksum_out(stored.checksum.as_ref());
         Ok(S3Response::new(CompleteMultipartUploadOutput {
-            location: Some(format!("/{}/{}", input.bucket, input.key)),
+            location: Some(location),
             bucket: Some(input.bucket),
             key: Some(input.key),
             e_tag: Some(etag(&stored.etag)),

@@ -10,12 +10,15 @@ use super::convert::{
     tags_in, tags_of_header, tags_out, version_out,
 };
 use super::{Asking, Service, expect_answer};
+use crate::answers;
 use crate::body::{Download, INLINE, Receiver, Segment};
+use crate::form::Form;
 use crate::hashes::{self, Hashes};
 use crate::operation::{
     self, Action, DeleteItem, Found, Get, HeadBucket, Put, ReadConditions, ReadParts, SetAcl,
     SetTags, WriteConditions,
 };
+use crate::rewrite::{Expires, read_date};
 use crate::rows::{ContentHeaders, Level, ObjectRow, PartRow, Versioning};
 
 /// The largest body of one PUT: 5 GiB.
@@ -51,8 +54,9 @@ fn version_in(version: Option<String>) -> String {
     version.unwrap_or_default()
 }
 
+/// `Expires` is a date, or a text that the extensions of the request have.
 macro_rules! content_headers {
-    ($input:expr) => {
+    ($input:expr, $expires:expr) => {
         crate::rows::ContentHeaders {
             content_type: $input.content_type.take(),
             content_encoding: $input
@@ -62,8 +66,10 @@ macro_rules! content_headers {
             content_disposition: $input.content_disposition.take(),
             content_language: $input.content_language.take(),
             cache_control: $input.cache_control.take(),
-            expires: $input.expires.take().map(|time| {
-                crate::error::http_date(crate::service::convert::seconds(&time) * 1000)
+            expires: $expires.or_else(|| {
+                let date = $input.expires.take()?;
+                let seconds = crate::service::convert::seconds(&date);
+                Some(crate::error::http_date(seconds * 1000))
             }),
             website_redirect: $input.website_redirect_location.take(),
         }
@@ -87,8 +93,16 @@ impl Service {
         mut request: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
         let asking = Asking::of(&request)?;
-        let trailers = request.trailing_headers.take();
+        let trailers = request
+            .trailing_headers
+            .take()
+            .or_else(|| request.extensions.get().cloned());
+        let form = request.extensions.get::<Form>().cloned();
+        let expires = Expires::of(&request.extensions);
         let input = &mut request.input;
+        if let Some(form) = &form {
+            form.fill(input)?;
+        }
         let length = length_of(input.content_length)?;
         check_size(length)?;
         let fields = [
@@ -106,7 +120,7 @@ impl Service {
             ..WriteConditions::default()
         };
         let mut object = ObjectRow {
-            headers: Some(content_headers!(input)),
+            headers: Some(content_headers!(input, expires)),
             metadata: metadata_in(input.metadata.take())?,
             tags: tags_of_header(input.tagging.as_deref())?,
             acl: acl_in(input.acl.as_ref().map(|acl| acl.as_str()))?.into(),
@@ -169,7 +183,7 @@ impl Service {
         let versioning = found.versioning();
         let stored = found.object.unwrap_or_default();
         let checksum = checksum_out(stored.checksum.as_ref());
-        Ok(S3Response::new(PutObjectOutput {
+        let mut response = S3Response::new(PutObjectOutput {
             e_tag: Some(etag(&stored.etag)),
             version_id: version_out(&stored, versioning),
             checksum_crc32: checksum.checksum_crc32,
@@ -179,7 +193,14 @@ impl Service {
             checksum_sha256: checksum.checksum_sha256,
             checksum_type: checksum.checksum_type,
             ..PutObjectOutput::default()
-        }))
+        });
+        if let Some(form) = form {
+            let (bucket, key) = (&request.input.bucket, &request.input.key);
+            let path = answers::path_of_form(request.uri.path(), key);
+            let location = answers::location(&request.headers, &request.uri, &path);
+            answers::of_form(&form, &location, (bucket, key), &mut response);
+        }
+        Ok(response)
     }
 
     /// The bytes that a read found, as they will be sent.
@@ -212,6 +233,8 @@ impl Service {
         request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
         let asking = Asking::of(&request)?;
+        check_overrides(&asking, &request.uri)?;
+        let (if_range, if_range_s) = if_range(&request.headers);
         let input = request.input;
         let (first, last, suffix) = range_in(input.range);
         let get = Get {
@@ -222,6 +245,8 @@ impl Service {
                 if_none_match: condition(input.if_none_match.as_ref()),
                 if_modified_since_s: input.if_modified_since.as_ref().map(seconds),
                 if_unmodified_since_s: input.if_unmodified_since.as_ref().map(seconds),
+                if_range,
+                if_range_s,
             }),
             body: true,
             first,
@@ -254,7 +279,7 @@ impl Service {
         )?;
         let shown = input.checksum_mode.is_some() && !found.partial;
         let head = shown_head(&found, part, shown);
-        Ok(S3Response::new(GetObjectOutput {
+        let mut response = S3Response::new(GetObjectOutput {
             body: Some(body),
             accept_ranges: head.accept_ranges,
             cache_control: head.cache_control,
@@ -280,7 +305,11 @@ impl Service {
             version_id: head.version_id,
             website_redirect_location: head.website_redirect_location,
             ..GetObjectOutput::default()
-        }))
+        });
+        if input.response_expires.is_none() {
+            response.headers.extend(odd_expires(&found));
+        }
+        Ok(response)
     }
 
     pub(super) async fn head_object(
@@ -288,6 +317,8 @@ impl Service {
         request: S3Request<HeadObjectInput>,
     ) -> S3Result<S3Response<HeadObjectOutput>> {
         let asking = Asking::of(&request)?;
+        check_overrides(&asking, &request.uri)?;
+        let (if_range, if_range_s) = if_range(&request.headers);
         let input = request.input;
         let (first, last, suffix) = range_in(input.range);
         let get = Get {
@@ -298,6 +329,8 @@ impl Service {
                 if_none_match: condition(input.if_none_match.as_ref()),
                 if_modified_since_s: input.if_modified_since.as_ref().map(seconds),
                 if_unmodified_since_s: input.if_unmodified_since.as_ref().map(seconds),
+                if_range,
+                if_range_s,
             }),
             body: false,
             first,
@@ -311,11 +344,24 @@ impl Service {
             .await?;
         let found = *expect_answer!(answer, Object);
         let shown = input.checksum_mode.is_some() && !found.partial;
-        let partial = found.partial;
-        let mut response = S3Response::new(shown_head(&found, part, shown));
-        if partial {
-            response.status = Some(http::StatusCode::PARTIAL_CONTENT);
-        }
+        let mut head = shown_head(&found, part, shown);
+        let odd_expires = odd_expires(&found).filter(|_| input.response_expires.is_none());
+        let replace = |header: &mut Option<String>, asked: Option<String>| {
+            if asked.is_some() {
+                *header = asked;
+            }
+        };
+        replace(&mut head.cache_control, input.response_cache_control);
+        replace(
+            &mut head.content_disposition,
+            input.response_content_disposition,
+        );
+        replace(&mut head.content_encoding, input.response_content_encoding);
+        replace(&mut head.content_language, input.response_content_language);
+        replace(&mut head.content_type, input.response_content_type);
+        head.expires = input.response_expires.or(head.expires);
+        let mut response = S3Response::new(head);
+        response.headers.extend(odd_expires);
         Ok(response)
     }
 
@@ -331,6 +377,17 @@ impl Service {
             version: version.clone(),
             ..Get::default()
         };
+        let both = HeadBucket {
+            key: get.key.clone(),
+            level: Level::Read.into(),
+            ..HeadBucket::default()
+        };
+        let action = action_on(
+            &version,
+            ["s3:GetObjectAttributes", "s3:GetObjectVersionAttributes"],
+        );
+        self.on(&asking, &input.bucket, action, Action::HeadBucket(both))
+            .await?;
         let answer = self
             .on(
                 &asking,
@@ -360,7 +417,7 @@ impl Service {
         } else {
             None
         };
-        Ok(S3Response::new(GetObjectAttributesOutput {
+        let mut response = S3Response::new(GetObjectAttributesOutput {
             checksum: (wants(ObjectAttributes::CHECKSUM) && object.checksum.is_some())
                 .then(|| checksum_out(object.checksum.as_ref())),
             e_tag: wants(ObjectAttributes::ETAG).then(|| etag(&object.etag)),
@@ -371,7 +428,9 @@ impl Service {
             last_modified: modified(&object),
             version_id: version_out(&object, versioning),
             ..GetObjectAttributesOutput::default()
-        }))
+        });
+        response.extensions.insert(answers::BareEtag);
+        Ok(response)
     }
 
     async fn attribute_parts(
@@ -565,14 +624,12 @@ impl Service {
         let asking = Asking::of(&request)?;
         let input = request.input;
         let version = version_in(input.version_id);
+        let action = action_on(
+            &version,
+            ["s3:GetObjectTagging", "s3:GetObjectVersionTagging"],
+        );
         let found = self
-            .look(
-                &asking,
-                &input.bucket,
-                input.key,
-                version,
-                "s3:GetObjectTagging",
-            )
+            .look(&asking, &input.bucket, input.key, version, action)
             .await?;
         let versioning = found.versioning();
         let object = found.object.unwrap_or_default();
@@ -608,9 +665,11 @@ impl Service {
             version: version_in(input.version_id),
             tags: tags_in(input.tagging)?,
         };
-        let version_id = self
-            .set_tags(&asking, &input.bucket, set, "s3:PutObjectTagging")
-            .await?;
+        let action = action_on(
+            &set.version,
+            ["s3:PutObjectTagging", "s3:PutObjectVersionTagging"],
+        );
+        let version_id = self.set_tags(&asking, &input.bucket, set, action).await?;
         Ok(S3Response::new(PutObjectTaggingOutput { version_id }))
     }
 
@@ -625,9 +684,11 @@ impl Service {
             version: version_in(input.version_id),
             tags: Vec::new(),
         };
-        let version_id = self
-            .set_tags(&asking, &input.bucket, set, "s3:DeleteObjectTagging")
-            .await?;
+        let action = action_on(
+            &set.version,
+            ["s3:DeleteObjectTagging", "s3:DeleteObjectVersionTagging"],
+        );
+        let version_id = self.set_tags(&asking, &input.bucket, set, action).await?;
         Ok(S3Response::new(DeleteObjectTaggingOutput { version_id }))
     }
 
@@ -638,14 +699,9 @@ impl Service {
         let asking = Asking::of(&request)?;
         let input = request.input;
         let version = version_in(input.version_id);
+        let action = action_on(&version, ["s3:GetObjectAcl", "s3:GetObjectVersionAcl"]);
         let found = self
-            .look(
-                &asking,
-                &input.bucket,
-                input.key,
-                version,
-                "s3:GetObjectAcl",
-            )
+            .look(&asking, &input.bucket, input.key, version, action)
             .await?;
         let object = found.object.unwrap_or_default();
         Ok(S3Response::new(GetObjectAclOutput {
@@ -678,15 +734,16 @@ impl Service {
             version,
             acl: acl.into(),
         };
-        self.on(
-            &asking,
-            &input.bucket,
-            "s3:PutObjectAcl",
-            Action::SetAcl(set),
-        )
-        .await?;
+        let action = action_on(&set.version, ["s3:PutObjectAcl", "s3:PutObjectVersionAcl"]);
+        self.on(&asking, &input.bucket, action, Action::SetAcl(set))
+            .await?;
         Ok(S3Response::new(PutObjectAclOutput::default()))
     }
+}
+
+/// The first of the names is the current version's.
+fn action_on(version: &str, [current, named]: [&'static str; 2]) -> &'static str {
+    if version.is_empty() { current } else { named }
 }
 
 fn action_of(version: &str) -> &'static str {
@@ -719,6 +776,44 @@ fn range_in(range: Option<Range>) -> (Option<u64>, Option<u64>, Option<u64>) {
         Some(Range::Int { first, last }) => (Some(first), last, None),
         Some(Range::Suffix { length }) => (None, None, Some(length)),
     }
+}
+
+/// What a range is to be of: an ETag, or a time.
+fn if_range(headers: &http::HeaderMap) -> (Option<String>, Option<u64>) {
+    let Some(version) = headers.get(http::header::IF_RANGE) else {
+        return (None, None);
+    };
+    if let Some(date) = read_date(version) {
+        return (None, Some(date / 1000));
+    }
+    // A weak ETag is no version's, and neither is what is no ETag.
+    let etag = version.to_str().ok().and_then(|text| {
+        let text = text.trim().strip_prefix('"')?;
+        text.strip_suffix('"')
+    });
+    (Some(etag.unwrap_or_default().to_owned()), None)
+}
+
+fn check_overrides(asking: &Asking, uri: &http::Uri) -> S3Result<()> {
+    let mut pairs = uri.query().unwrap_or_default().split('&');
+    if asking.identity.access_key().is_empty() && pairs.any(|pair| pair.starts_with("response-")) {
+        return Err(s3_error!(
+            InvalidRequest,
+            "Request specific response headers cannot be used for anonymous GET requests."
+        ));
+    }
+    Ok(())
+}
+
+/// `Expires` that is not a date.
+fn odd_expires(found: &Found) -> Option<(http::HeaderName, http::HeaderValue)> {
+    let headers = found.object.as_ref()?.headers.as_ref()?;
+    let text = headers.expires.as_deref()?;
+    if Timestamp::parse(TimestampFormat::HttpDate, text).is_ok() {
+        return None;
+    }
+    let value = http::HeaderValue::try_from(text).ok()?;
+    Some((http::header::EXPIRES, value))
 }
 
 pub(super) fn signed(size: u64) -> i64 {

@@ -28,6 +28,7 @@ use crate::answers;
 use crate::body::{Pace, ReadBudget};
 use crate::checked::{Checked, Digests};
 use crate::cors;
+use crate::document::Document;
 use crate::error;
 use crate::form::{Form, is_form};
 use crate::identity::Keyring;
@@ -119,10 +120,7 @@ impl S3Door {
         };
         let mut service = builder(&protocol);
         let inner = builder(&protocol).build();
-        service.set_route(Rewrite {
-            inner,
-            domains: Arc::clone(&domains),
-        });
+        service.set_route(Rewrite { inner });
         let mut verifier = builder(&protocol);
         verifier.set_route(Verify);
         protocol.presigned_url_max_skew_time_secs = u32::MAX;
@@ -207,7 +205,7 @@ impl S3Door {
             signatures::end_bucket_with_slash(&self.verifier, &mut request).await;
         }
         let digests = Digests::default();
-        let (parts, body) = request.into_parts();
+        let (parts, body) = Document::keep(request).into_parts();
         let body = Checked::new(body, &parts.headers, digests.clone());
         let mut request = Request::from_parts(parts, s3s::Body::http_body_unsync(body));
         request.extensions_mut().insert(digests.clone());
@@ -422,7 +420,7 @@ impl Drop for Guarded {
 }
 
 /// The bucket in a host name, where it is a subdomain of one of `domains`.
-pub(crate) fn bucket_of_host<'h>(domains: &[String], host: &'h str) -> Option<&'h str> {
+fn bucket_of_host<'h>(domains: &[String], host: &'h str) -> Option<&'h str> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,

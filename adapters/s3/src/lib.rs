@@ -9,6 +9,7 @@ mod answers;
 mod body;
 mod checked;
 mod cors;
+mod document;
 mod door;
 mod error;
 mod form;

@@ -4,29 +4,20 @@
 //! services: the outer one verifies, and passes what [`needed`] finds on to the inner one, changed
 //! and without its signature. All other requests never leave the outer one.
 
-use std::sync::Arc;
-
 use http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPIRES, HOST, IF_MODIFIED_SINCE,
-    IF_UNMODIFIED_SINCE, RANGE,
+    AUTHORIZATION, CONTENT_TYPE, EXPIRES, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE, RANGE,
 };
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use s3s::dto::{Range, Tagging, Timestamp, TimestampFormat};
+use s3s::dto::{Range, Timestamp, TimestampFormat};
 use s3s::route::S3Route;
 use s3s::service::S3Service;
-use s3s::xml::{DeResult, Deserializer};
 use s3s::{
     Body, HttpRequest, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, TrailingHeaders,
-    s3_error,
 };
 use time::{Date, Month, OffsetDateTime, Time};
 
-use crate::door::bucket_of_host;
 use crate::error::http_date;
 use crate::service::unescape;
-
-/// The largest configuration that a bucket is made with.
-const CONFIGURATION_BYTES: usize = 64 << 10;
 
 /// Who sends a request whose signature is verified, and gone.
 #[derive(Clone, Debug)]
@@ -44,14 +35,9 @@ impl Expires {
     }
 }
 
-/// Tags that a bucket is made with.
-#[derive(Clone, Debug)]
-pub(crate) struct BucketTags(pub(crate) Tagging);
-
 /// The way from the service that verifies to the one that answers.
 pub(crate) struct Rewrite {
     pub(crate) inner: S3Service,
-    pub(crate) domains: Arc<[String]>,
 }
 
 #[async_trait::async_trait]
@@ -63,7 +49,7 @@ impl S3Route for Rewrite {
         headers: &HeaderMap,
         _: &mut Extensions,
     ) -> bool {
-        needed(method, uri, headers) || self.makes_bucket(method, uri, headers)
+        needed(method, uri, headers)
     }
 
     /// Access is the inner service's business.
@@ -72,16 +58,7 @@ impl S3Route for Rewrite {
     }
 
     async fn call(&self, mut verified: S3Request<Body>) -> S3Result<S3Response<Body>> {
-        let mut body = verified.input;
-        if self.makes_bucket(&verified.method, &verified.uri, &verified.headers) {
-            let text = axum::body::to_bytes(axum::body::Body::new(body), CONFIGURATION_BYTES).await;
-            let text = text.map_err(|_| s3_error!(IncompleteBody))?;
-            if let Some(tags) = bucket_tags(&text) {
-                verified.extensions.insert(tags);
-            }
-            body = Body::from(text);
-        }
-        let mut request = HttpRequest::new(body);
+        let mut request = HttpRequest::new(verified.input);
         *request.method_mut() = verified.method;
         *request.extensions_mut() = verified.extensions;
         let headers = &mut verified.headers;
@@ -90,9 +67,9 @@ impl S3Route for Rewrite {
                 headers.append(name, value);
             }
         }
-        if headers.contains_key(RANGE) && !is_single_range(headers) {
-            headers.remove(RANGE);
-        }
+        let range = only(headers, &RANGE).and_then(read_range);
+        headers.remove(RANGE);
+        headers.extend(range.map(|range| (RANGE, range)));
         for name in [IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE] {
             let date = headers.remove(&name).as_ref().and_then(read_date);
             if let Some(date) = date.and_then(|date| HeaderValue::try_from(http_date(date)).ok()) {
@@ -127,48 +104,6 @@ impl S3Route for Rewrite {
     }
 }
 
-impl Rewrite {
-    /// Whether a bucket is made, with a configuration: `s3s` does not read its tags.
-    fn makes_bucket(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let length = text(CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
-        let hosted = bucket_of_host(&self.domains, text(HOST).unwrap_or_default());
-        let bucket = uri.path().trim_matches('/');
-        *method == Method::PUT
-            && length.is_some_and(|length| (1..=CONFIGURATION_BYTES).contains(&length))
-            && if hosted.is_some() {
-                uri.path() == "/"
-            } else {
-                !bucket.is_empty() && !bucket.contains('/')
-            }
-            && pairs(uri).all(|(name, _)| {
-                let name = name.to_ascii_lowercase();
-                name.starts_with("x-amz-") || name == "x-id"
-            })
-    }
-}
-
-fn bucket_tags(text: &[u8]) -> Option<BucketTags> {
-    let mut found = None;
-    let mut xml = Deserializer::new(text);
-    xml.named_element("CreateBucketConfiguration", |xml| {
-        xml.for_each_element(|xml, name| {
-            if name == b"Tags" {
-                found = Some(xml.list_content("Tag")?);
-                return Ok(());
-            }
-            skip(xml)
-        })
-    })
-    // What is no configuration, `s3s` refuses.
-    .ok()?;
-    found.map(|tag_set| BucketTags(Tagging { tag_set }))
-}
-
-fn skip(xml: &mut Deserializer<'_>) -> DeResult {
-    xml.for_each_element(|xml, _| skip(xml))
-}
-
 /// Whether `s3s` would refuse the request, or overlook what it says.
 fn needed(method: &Method, uri: &Uri, headers: &HeaderMap) -> bool {
     // A form is read with its signature, and cannot be passed on.
@@ -197,6 +132,27 @@ fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue
 fn is_single_range(headers: &HeaderMap) -> bool {
     let range = only(headers, &RANGE).and_then(|range| range.to_str().ok());
     range.is_some_and(|range| Range::parse(range).is_ok())
+}
+
+/// A range as `s3s` reads it; its numbers may be beyond every object.
+fn read_range(text: &HeaderValue) -> Option<HeaderValue> {
+    const LAST: u64 = i64::MAX as u64;
+    let (first, last) = text
+        .to_str()
+        .ok()?
+        .strip_prefix("bytes=")?
+        .split_once('-')?;
+    let read = |number: &str| {
+        let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        digits.then(|| number.parse().unwrap_or(LAST).min(LAST))
+    };
+    let range = match (read(first), read(last)) {
+        (Some(first), Some(last)) if first <= last => format!("bytes={first}-{last}"),
+        (Some(first), None) if last.is_empty() => format!("bytes={first}-"),
+        (None, Some(last)) if first.is_empty() => format!("bytes=-{last}"),
+        _ => return None,
+    };
+    HeaderValue::try_from(range).ok()
 }
 
 /// Whether the header is absent, or a date as `s3s` reads it.

@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 
 use super::convert::{AclSaid, acl_in, acl_of_grants, acl_said, check_bucket_tags, grants, owner};
 use super::{Asking, Service, as_s3, expect_answer, rules};
+use crate::document::Document;
 use crate::error::{Asked, timestamp};
 use crate::operation::{
     Action, Configuration, Configure, CreateBucket, Empty, HeadBucket, Kind, policy_is_public,
 };
 use crate::policy;
-use crate::rewrite::BucketTags;
 use crate::rows::{BucketRow, Level, Versioning};
 
 /// Paths of the probes, which share the port: no bucket may hide them.
@@ -83,7 +83,7 @@ impl Service {
         request: S3Request<CreateBucketInput>,
     ) -> S3Result<S3Response<CreateBucketOutput>> {
         let asking = Asking::of(&request)?;
-        let tags = request.extensions.get::<BucketTags>().cloned();
+        let tags = request.extensions.get().and_then(Document::tags);
         let input = request.input;
         if RESERVED.contains(&input.bucket.as_str()) {
             return Err(S3Error::with_message(
@@ -106,7 +106,7 @@ impl Service {
             acl: acl_in(input.acl.as_ref().map(|acl| acl.as_str()))?.into(),
             tagging: None,
         };
-        if let Some(BucketTags(tagging)) = tags {
+        if let Some(tagging) = tags {
             check_bucket_tags(&tagging)?;
             let text = serde_json::to_vec(&tagging).map_err(S3Error::internal_error)?;
             create.tagging = Some(text.into());

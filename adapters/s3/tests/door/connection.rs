@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{World, ask};
+use crate::world::{Ask, HOST, World, ask};
 
 /// hyper does not say `100 Continue` before a body of no bytes, and botocore takes the answer to
 /// the next request on the connection for it (boto/botocore#3755).
@@ -28,11 +28,7 @@ async fn an_empty_body_that_expects_to_be_asked_for_ends_its_connection() {
             let signed = ask("PUT", &format!("/bucket/{key}"))
                 .body(body)
                 .signed(&world.admin);
-            let headers: String = signed
-                .headers
-                .iter()
-                .map(|(name, value)| format!("{name}: {value}\r\n"))
-                .collect();
+            let headers = headers_of(&signed);
             format!(
                 "PUT /bucket/{key} HTTP/1.1\r\nhost: {}\r\n{headers}content-length: {}\r\n{expect}\r\n{body}",
                 signed.host,
@@ -48,6 +44,22 @@ async fn an_empty_body_that_expects_to_be_asked_for_ends_its_connection() {
             assert!(answer.contains("HTTP/1.1 200"), "{answer}");
             assert!(!answer.contains("connection: close"), "{answer}");
         }
+        // An answer that nothing follows says no length of what would.
+        let request = format!(
+            "GET /bucket/key HTTP/1.1\r\nhost: {HOST}\r\n{}\r\n",
+            headers_of(
+                &ask("GET", "/bucket/key")
+                    .header("if-none-match", "*")
+                    .signed(&world.admin)
+            )
+        );
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let answer = one_answer(&mut socket).await;
+        assert!(answer.contains("HTTP/1.1 304"), "{answer}");
+        assert!(
+            !answer.contains("content-length") && !answer.contains("transfer-encoding"),
+            "{answer}"
+        );
         let request = put("key", "", "expect: 100-continue\r\n");
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut rest = String::new();
@@ -61,6 +73,13 @@ async fn an_empty_body_that_expects_to_be_asked_for_ends_its_connection() {
     })
     .await
     .expect("the server closes the connection");
+}
+
+fn headers_of(ask: &Ask) -> String {
+    let headers = ask.headers.iter();
+    headers
+        .map(|(name, value)| format!("{name}: {value}\r\n"))
+        .collect()
 }
 
 /// The head of the final answer, whose body is empty.

@@ -192,7 +192,8 @@ pub(crate) fn read_date(text: &HeaderValue) -> Option<u64> {
     u64::try_from(seconds).ok().map(|seconds| seconds * 1000)
 }
 
-fn pairs(uri: &Uri) -> impl Iterator<Item = (String, String)> {
+/// The query, decoded.
+pub(crate) fn pairs(uri: &Uri) -> impl Iterator<Item = (String, String)> {
     let query = uri.query().unwrap_or_default().split('&');
     query.filter(|pair| !pair.is_empty()).filter_map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));

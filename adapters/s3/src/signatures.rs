@@ -9,16 +9,17 @@ use s3s::service::S3Service;
 use s3s::{S3Request, S3Response, S3Result};
 
 use crate::error;
+use crate::rewrite::pairs;
 
 /// The longest life of a presigned URL: a week.
 const LONGEST_S: u64 = 7 * 24 * 3600;
 
 /// Refuses a presigned URL that would live too long.
 pub(crate) fn check_expiry(uri: &Uri) -> S3Result<()> {
-    let mut pairs = uri.query().unwrap_or_default().split('&');
-    let expires = pairs.find_map(|pair| pair.strip_prefix("X-Amz-Expires="));
-    let seconds = expires.and_then(|text| text.parse::<u64>().ok());
-    if seconds.is_some_and(|seconds| seconds > LONGEST_S) {
+    let too_long = pairs(uri).any(|(name, value)| {
+        name == "X-Amz-Expires" && value.parse::<u64>().is_ok_and(|life_s| life_s > LONGEST_S)
+    });
+    if too_long {
         return Err(error::custom(
             "AuthorizationQueryParametersError",
             StatusCode::BAD_REQUEST,

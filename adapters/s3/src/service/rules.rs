@@ -225,3 +225,36 @@ fn check_filter(rule: &LifecycleRule) -> S3Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_what_the_sweep_reads() {
+        let rule = LifecycleRule {
+            abort_incomplete_multipart_upload: None,
+            expiration: Some(LifecycleExpiration {
+                days: Some(1),
+                ..LifecycleExpiration::default()
+            }),
+            filter: Some(LifecycleRuleFilter::default()),
+            id: None,
+            noncurrent_version_expiration: None,
+            noncurrent_version_transitions: None,
+            prefix: None,
+            status: ExpirationStatus::from_static(ExpirationStatus::ENABLED),
+            transitions: None,
+        };
+        let given = BucketLifecycleConfiguration { rules: vec![rule] };
+        let before = serde_json::to_vec(&given).unwrap();
+        let smallest = http::HeaderValue::from_static("varies_by_storage_class");
+        let kept = Kept::new(given, Some(&smallest)).unwrap();
+        let text = serde_json::to_vec(&kept).unwrap();
+        let read: BucketLifecycleConfiguration = serde_json::from_slice(&text).unwrap();
+        assert!(read == kept.configuration);
+        // What was kept before there was the header.
+        let old: Kept = serde_json::from_slice(&before).unwrap();
+        assert_eq!(old.smallest(), SMALLEST_UNSAID);
+    }
+}

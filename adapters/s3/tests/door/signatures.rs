@@ -89,6 +89,8 @@ async fn a_presigned_url_lives_a_week_at_most() {
     world.send(list(604_800)).await.is(200);
     let answer = world.send(list(604_801)).await.is(400);
     assert_eq!(answer.code(), "AuthorizationQueryParametersError");
+    let written = "/bucket?X-Amz-Expire%73=604801";
+    world.send(ask("GET", written)).await.is(400);
 }
 
 /// The probes share the port, not the keys of a bucket that has a host of its own.

@@ -240,6 +240,7 @@ impl World {
 async fn new_key(keys: &Keys, grants: &[ShownGrant]) -> ShownKey {
     let ctx = Context::with_timeout(Duration::from_secs(5));
     let new = NewKey {
+        name: "test".to_owned(),
         grants: grants.to_vec(),
         ..NewKey::default()
     };

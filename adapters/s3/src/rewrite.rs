@@ -52,9 +52,9 @@ impl S3Route for Rewrite {
         needed(method, uri, headers)
     }
 
-    /// Access is the inner service's business.
-    async fn check_access(&self, _: &mut S3Request<Body>) -> S3Result<()> {
-        Ok(())
+    /// What the signature covers is seen here, where it still is; access is the inner service's business.
+    async fn check_access(&self, verified: &mut S3Request<Body>) -> S3Result<()> {
+        crate::signed::check(&verified.uri, &verified.headers)
     }
 
     async fn call(&self, mut verified: S3Request<Body>) -> S3Result<S3Response<Body>> {

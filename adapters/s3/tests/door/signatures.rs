@@ -110,3 +110,21 @@ async fn keys_of_a_bucket_with_its_own_host_are_not_probes() {
         assert_eq!(answer.text, "ok\n");
     }
 }
+
+/// Also of a request that is brought to other words.
+#[tokio::test]
+async fn a_header_that_nobody_signed_is_refused_beside_an_odd_range() {
+    let world = World::with("bucket").await;
+    let read = ask("GET", "/bucket").header("range", "bytes=abc");
+    let signed = read.clone().signed(&world.admin);
+    world.send(signed.clone()).await.is(200);
+    world
+        .send(signed.header("x-amz-acl", "private"))
+        .await
+        .is(403);
+    let signed = read.presigned(&world.admin, 60);
+    world
+        .send(signed.header("x-amz-acl", "private"))
+        .await
+        .is(403);
+}

@@ -16,8 +16,8 @@ use crate::body::Pace;
 use crate::error;
 use crate::service::{escape, unsupported};
 
-/// The largest head of a form.
-const HEAD_BYTES: usize = 1 << 20;
+/// The largest head of a form; AWS takes 20 KB. It is looked through again whenever a piece of it comes.
+const HEAD_BYTES: usize = 64 << 10;
 
 /// The fields of a form before its file, by their names in lower case; each is there once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

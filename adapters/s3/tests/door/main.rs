@@ -7,6 +7,7 @@ mod configurations;
 mod connection;
 mod forms;
 mod reads;
+mod refusals;
 mod signatures;
 mod world;
 mod writes;

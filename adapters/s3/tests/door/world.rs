@@ -23,6 +23,8 @@ use tower::Service;
 pub(crate) const HOST: &str = "s3.test";
 /// What requests are signed for.
 pub(crate) const REGION: &str = "us-east-1";
+/// The header with the hash of the body, or what there is in its place.
+pub(crate) const PAYLOAD: &str = "x-amz-content-sha256";
 
 struct OneNode(Arc<MemoryCoordinator>);
 
@@ -67,9 +69,9 @@ pub(crate) struct World {
 pub(crate) struct Ask {
     pub(crate) method: Method,
     pub(crate) host: String,
-    /// As on the wire, percent-encoded.
+    /// As on the wire, percent-encoded, and the query too.
     pub(crate) path: String,
-    pub(crate) query: Vec<(String, String)>,
+    pub(crate) query: String,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
@@ -89,6 +91,11 @@ impl Answer {
     /// The code of an error.
     pub(crate) fn code(&self) -> &str {
         self.element("Code")
+    }
+
+    /// The status and the code of an error, `200 ` without one.
+    pub(crate) fn outcome(&self) -> String {
+        format!("{} {}", self.status.as_u16(), self.code())
     }
 
     /// The text of the first element of this name, else empty.
@@ -114,12 +121,7 @@ pub(crate) fn ask(method: &str, target: &str) -> Ask {
         method: method.parse().unwrap(),
         host: HOST.to_owned(),
         path: path.to_owned(),
-        query: query
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect(),
+        query: query.to_owned(),
         headers: Vec::new(),
         body: Vec::new(),
     }
@@ -141,51 +143,71 @@ impl Ask {
         self
     }
 
-    fn query_text(&self) -> String {
-        let pairs = self.query.iter();
-        let pairs: Vec<_> = pairs
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        pairs.join("&")
+    /// Behind its query.
+    pub(crate) fn parameter(mut self, name: &str, value: &str) -> Self {
+        let join = if self.query.is_empty() { "" } else { "&" };
+        self.query += &format!("{join}{name}={value}");
+        self
     }
 
-    fn canonical(&self, names: &[String], headers: &[(String, String)], payload: &str) -> String {
-        let mut query = self.query.clone();
-        query.sort();
+    /// What is signed of its headers: all there are yet, and the host.
+    fn to_sign(&self) -> Vec<(&str, &str)> {
+        let headers = self.headers.iter();
+        let headers = headers.map(|(name, value)| (name.as_str(), value.as_str()));
+        let mut headers: Vec<_> = headers.chain([("host", self.host.as_str())]).collect();
+        headers.sort_unstable();
+        headers
+    }
+
+    fn names_to_sign(&self) -> String {
+        let headers = self.to_sign();
+        let names: Vec<_> = headers.iter().map(|(name, _)| *name).collect();
+        names.join(";")
+    }
+
+    fn signature(&self, key: &Key, date: &str, payload: &str) -> String {
+        let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
+        let mut query: Vec<_> = pairs
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+            .collect();
+        query.sort_unstable();
         let query: Vec<_> = query.iter().map(|(n, v)| format!("{n}={v}")).collect();
-        let lines: String = names
+        let headers = self.to_sign();
+        let lines: String = headers
             .iter()
-            .map(|name| {
-                let (_, value) = headers.iter().find(|(known, _)| known == name).unwrap();
+            .map(|(name, value)| {
                 // Spaces count once.
                 let value: Vec<_> = value.split_ascii_whitespace().collect();
                 format!("{name}:{}\n", value.join(" "))
             })
             .collect();
-        format!(
+        let canonical = format!(
             "{}\n{}\n{}\n{lines}\n{}\n{payload}",
             self.method,
             self.path,
             query.join("&"),
-            names.join(";")
-        )
+            self.names_to_sign()
+        );
+        let (scope, hashed) = (scope(date), sha256(canonical.as_bytes()));
+        let text = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{hashed}");
+        sign_text(key, &date[..8], &text)
     }
 
-    /// Signed by its headers, all of them.
+    /// Signed by its headers, all it has yet; says the hash of its body unless it says one.
     pub(crate) fn signed(mut self, key: &Key) -> Self {
-        let (date, day) = now();
-        let payload = sha256(&self.body);
-        self = self
-            .header("x-amz-date", &date)
-            .header("x-amz-content-sha256", &payload);
-        let mut headers = self.headers.clone();
-        headers.push(("host".to_owned(), self.host.clone()));
-        let mut names: Vec<String> = headers.iter().map(|(name, _)| name.clone()).collect();
-        names.sort();
-        let canonical = self.canonical(&names, &headers, &payload);
-        let scope = format!("{day}/{REGION}/s3/aws4_request");
-        let signature = signature(key, &date, &day, &scope, &canonical);
-        let (access, names) = (&key.access, names.join(";"));
+        let (date, _) = now();
+        let said = self.headers.iter().find(|(name, _)| name == PAYLOAD);
+        let payload = match said {
+            Some((_, said)) => said.clone(),
+            None => {
+                let hash = sha256(&self.body);
+                self = self.header(PAYLOAD, &hash);
+                hash
+            }
+        };
+        self = self.header("x-amz-date", &date);
+        let (access, scope, names) = (&key.access, scope(&date), self.names_to_sign());
+        let signature = self.signature(key, &date, &payload);
         self.header(
             "authorization",
             &format!(
@@ -194,27 +216,48 @@ impl Ask {
         )
     }
 
-    /// Signed by its query, which has the host as its only header.
+    /// Signed by its query, with the headers it has yet.
     pub(crate) fn presigned(mut self, key: &Key, expires_s: u64) -> Self {
-        let (date, day) = now();
-        let scope = format!("{day}/{REGION}/s3/aws4_request");
+        let (date, _) = now();
+        let credential = format!("{}/{}", key.access, scope(&date));
+        let names = self.names_to_sign();
         for (name, value) in [
-            ("X-Amz-Algorithm", "AWS4-HMAC-SHA256".to_owned()),
-            (
-                "X-Amz-Credential",
-                format!("{}/{scope}", key.access).replace('/', "%2F"),
-            ),
-            ("X-Amz-Date", date.clone()),
-            ("X-Amz-Expires", expires_s.to_string()),
-            ("X-Amz-SignedHeaders", "host".to_owned()),
+            ("X-Amz-Algorithm", "AWS4-HMAC-SHA256"),
+            ("X-Amz-Credential", &credential.replace('/', "%2F")),
+            ("X-Amz-Date", &date),
+            ("X-Amz-Expires", &expires_s.to_string()),
+            ("X-Amz-SignedHeaders", &names.replace(';', "%3B")),
         ] {
-            self.query.push((name.to_owned(), value));
+            self = self.parameter(name, value);
         }
-        let headers = [("host".to_owned(), self.host.clone())];
-        let canonical = self.canonical(&["host".to_owned()], &headers, "UNSIGNED-PAYLOAD");
-        let signature = signature(key, &date, &day, &scope, &canonical);
-        self.query.push(("X-Amz-Signature".to_owned(), signature));
-        self
+        let signature = self.signature(key, &date, "UNSIGNED-PAYLOAD");
+        self.parameter("X-Amz-Signature", &signature)
+    }
+
+    /// Signed by its headers, as is each of the `aws-chunked` pieces of its body.
+    pub(crate) fn signed_in_pieces(self, key: &Key, pieces: &[&[u8]]) -> Self {
+        let length = pieces.concat().len().to_string();
+        let mut signed = self
+            .header("x-amz-decoded-content-length", &length)
+            .header(PAYLOAD, "STREAMING-AWS4-HMAC-SHA256-PAYLOAD")
+            .signed(key);
+        let said = |name| signed.headers.iter().find(|(known, _)| known == name);
+        let (_, date) = said("x-amz-date").unwrap();
+        let (_, authorization) = said("authorization").unwrap();
+        let (_, signature) = authorization.rsplit_once('=').unwrap();
+        let (scope, nothing, mut signature) = (scope(date), sha256(b""), signature.to_owned());
+        let mut body = Vec::new();
+        for piece in pieces.iter().chain([&&b""[..]]) {
+            let hashed = sha256(piece);
+            let text = format!(
+                "AWS4-HMAC-SHA256-PAYLOAD\n{date}\n{scope}\n{signature}\n{nothing}\n{hashed}"
+            );
+            signature = sign_text(key, &date[..8], &text);
+            body.extend(format!("{:x};chunk-signature={signature}\r\n", piece.len()).bytes());
+            body.extend(piece.iter().chain(b"\r\n"));
+        }
+        signed.body = body;
+        signed
     }
 }
 
@@ -260,13 +303,8 @@ pub(crate) fn sign_text(key: &Key, day: &str, text: &str) -> String {
     hex_simd::encode_to_string(tag, hex_simd::AsciiCase::Lower)
 }
 
-fn signature(key: &Key, date: &str, day: &str, scope: &str, canonical: &str) -> String {
-    let hashed = sha256(canonical.as_bytes());
-    sign_text(
-        key,
-        day,
-        &format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{hashed}"),
-    )
+fn scope(date: &str) -> String {
+    format!("{}/{REGION}/s3/aws4_request", &date[..8])
 }
 
 impl World {
@@ -324,11 +362,10 @@ impl World {
 
     /// Sends a request as it is.
     pub(crate) async fn send(&self, ask: Ask) -> Answer {
-        let query = ask.query_text();
-        let target = if query.is_empty() {
-            ask.path.clone()
+        let target = if ask.query.is_empty() {
+            ask.path
         } else {
-            format!("{}?{query}", ask.path)
+            format!("{}?{}", ask.path, ask.query)
         };
         let mut request = Request::builder()
             .method(ask.method.clone())

@@ -3,7 +3,6 @@
 mod opening;
 mod view;
 
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -20,12 +19,13 @@ use leadline_raft::{Context, NodeId};
 use leadline_redis::{RedisCodec, RedisConfig, RedisServer};
 use leadline_s3::{Keys, S3Codec, S3Config, S3Door, S3References};
 use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::opening::{Port, admin_router};
+use self::opening::{admin_router, listen, turn_away};
 use self::view::View;
 use crate::config::{EngineName, Settings};
 use crate::logging;
@@ -57,44 +57,63 @@ pub(crate) fn run(settings: Settings) -> Result<(), String> {
     runtime.block_on(serve(settings))
 }
 
-/// The ports of a node.
+/// The ports of a node, but for the admin port.
 struct Ports {
-    redis: Port,
-    redis_tls: Option<Port>,
-    s3: Option<Port>,
-    admin: Port,
-    grpc: Port,
+    redis: TcpListener,
+    redis_tls: Option<TcpListener>,
+    s3: Option<TcpListener>,
+    grpc: TcpListener,
 }
 
 impl Ports {
-    fn take(settings: &Settings) -> Result<Self, String> {
-        let redis_tls = settings.redis_tls.as_ref().map(|tls| tls.address);
-        let optional = |flag, address: Option<SocketAddr>| {
-            address.map(|address| Port::take(flag, address)).transpose()
+    async fn take(settings: &Settings) -> Result<Self, String> {
+        let redis_tls = match &settings.redis_tls {
+            Some(tls) => Some(listen("redis-tls", tls.address).await?),
+            None => None,
+        };
+        let s3 = match settings.s3 {
+            Some(address) => Some(listen("s3", address).await?),
+            None => None,
         };
         Ok(Self {
-            redis: Port::take("redis", settings.redis)?,
-            redis_tls: optional("redis-tls", redis_tls)?,
-            s3: optional("s3", settings.s3)?,
-            admin: Port::take("admin", settings.admin)?,
-            grpc: Port::take("grpc", settings.grpc)?,
+            redis: listen("redis", settings.redis).await?,
+            redis_tls,
+            s3,
+            grpc: listen("grpc", settings.grpc).await?,
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &TcpListener> {
+        let optional = self.redis_tls.iter().chain(&self.s3);
+        [&self.redis, &self.grpc].into_iter().chain(optional)
     }
 }
 
-fn advertised(settings: &Settings, ports: &Ports) -> Addresses {
+/// The port in use, also where any free one was asked for.
+fn port(listener: &TcpListener) -> Result<u16, String> {
+    listener
+        .local_addr()
+        .map(|address| address.port())
+        .map_err(|error| error.to_string())
+}
+
+fn advertised(
+    settings: &Settings,
+    ports: &Ports,
+    admin: &TcpListener,
+) -> Result<Addresses, String> {
     let host = &settings.advertise;
     let host = if host.contains(':') {
         format!("[{host}]")
     } else {
         host.clone()
     };
-    let at = |port: &Port| format!("{host}:{}", port.number());
-    Addresses {
-        grpc: at(&ports.grpc),
-        redis: at(&ports.redis),
-        admin: at(&ports.admin),
-    }
+    let at = |listener: &TcpListener| Ok::<_, String>(format!("{host}:{}", port(listener)?));
+    Ok(Addresses {
+        grpc: at(&ports.grpc)?,
+        redis: at(&ports.redis)?,
+        admin: at(admin)?,
+    })
 }
 
 fn node_config(
@@ -150,9 +169,10 @@ async fn serve(settings: Settings) -> Result<(), String> {
         .as_ref()
         .map(tls::server_config)
         .transpose()?;
-    let ports = Ports::take(&settings)?;
-    let addresses = advertised(&settings, &ports);
-    let redis_port = ports.redis.number();
+    let admin = listen("admin", settings.admin).await?;
+    let ports = Ports::take(&settings).await?;
+    let addresses = advertised(&settings, &ports, &admin)?;
+    let redis_port = port(&ports.redis)?;
     let (opening, doing) = watch::channel("opening: the data directory".to_owned());
     let config = node_config(&settings, addresses.clone(), opening)?;
 
@@ -161,7 +181,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
     let stop_timeout = settings.stop_timeout;
     let whole = Arc::new(OnceLock::new());
     tasks.spawn(leadline_http::serve(
-        ports.admin.listen()?,
+        admin,
         admin_router(doing, Arc::clone(&whole)),
         ListenerOptions::default(),
         http_stop.clone(),
@@ -176,6 +196,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         opened = async { Node::open(&Context::with_timeout(OPEN), config, &mut registry).await } => {
             opened.map_err(|error| error.to_string())?
         }
+        () = turn_away(ports.all()) => return Err("the ports were lost".to_owned()),
         () = signals.stop() => {
             tracing::info!("stopped before the node was open");
             return Ok(());
@@ -185,8 +206,7 @@ async fn serve(settings: Settings) -> Result<(), String> {
         .grpc_server()
         .map_err(|error| error.to_string())?
         .add_routes(node.grpc_routes());
-    let incoming =
-        tonic::transport::server::TcpIncoming::from(ports.grpc.listen()?).with_nodelay(Some(true));
+    let incoming = tonic::transport::server::TcpIncoming::from(ports.grpc).with_nodelay(Some(true));
     let grpc_stopped = grpc_stop.clone();
     let mut grpc_server = tasks.spawn(async move {
         grpc.serve_with_incoming_shutdown(incoming, grpc_stopped.cancelled_owned())
@@ -221,19 +241,18 @@ async fn serve(settings: Settings) -> Result<(), String> {
         tell_first_key(&s3.keys(), &settings).await;
     }
     let keys = s3.keys().router(settings.fallback_deadline);
-    if let Some(port) = ports.s3 {
+    if let Some(listener) = ports.s3 {
         tasks.spawn(leadline_http::serve(
-            port.listen()?,
+            listener,
             s3.router(),
             ListenerOptions::default(),
             http_stop.clone(),
             move || Context::with_timeout(stop_timeout),
         ));
     }
-    let (plain, listener) = (Arc::clone(&redis), ports.redis.listen()?);
+    let (plain, listener) = (Arc::clone(&redis), ports.redis);
     tasks.spawn(async move { plain.serve(listener).await });
-    if let Some(port) = ports.redis_tls {
-        let listener = port.listen()?;
+    if let Some(listener) = ports.redis_tls {
         let encrypted = Arc::clone(&redis);
         tasks.spawn(async move { encrypted.serve_tls(listener).await });
     }

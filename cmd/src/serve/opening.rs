@@ -1,12 +1,14 @@
 //! What a node answers until it is open: while it replays its log, or asks for a place in a cluster.
 //!
 //! Every port is taken before anything is opened, so that one in use costs nothing. The admin port
-//! answers from then on. The others do not listen yet: whoever connects is refused at once and may
-//! try another node, which says more to a client, a balancer or a peer than a connection that waits.
+//! answers from then on. The others close each connection at once: whoever connects may try another
+//! node, which says more to a client, a balancer or a peer than a connection that waits. They listen
+//! all the same, for a port that is only bound can be taken by another process.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -14,57 +16,31 @@ use axum::response::Response;
 use leadline_healthz::metrics_router;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
+/// How long to wait where a connection cannot even be accepted.
+const PAUSE: Duration = Duration::from_millis(50);
 
-/// A port that is taken, and does not listen yet.
-pub(super) struct Port {
-    flag: &'static str,
-    address: SocketAddr,
-    socket: TcpSocket,
+/// # Errors
+/// A line that names the flag.
+pub(super) async fn listen(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| unusable(flag, address, &error))
 }
 
-impl Port {
-    /// # Errors
-    /// A line that names the flag.
-    pub(super) fn take(flag: &'static str, address: SocketAddr) -> Result<Self, String> {
-        let take = || {
-            let socket = match address {
-                SocketAddr::V4(_) => TcpSocket::new_v4()?,
-                SocketAddr::V6(_) => TcpSocket::new_v6()?,
-            };
-            // A restart must not wait for connections of the process before.
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            // Where any free port was asked for, the one that was taken.
-            let address = socket.local_addr()?;
-            Ok(Self {
-                flag,
-                address,
-                socket,
-            })
-        };
-        take().map_err(|error| unusable(flag, address, &error))
-    }
-
-    pub(super) fn number(&self) -> u16 {
-        self.address.port()
-    }
-
-    /// Lets clients in.
-    ///
-    /// # Errors
-    /// A line that names the flag: another process may have taken the same port without listening.
-    pub(super) fn listen(self) -> Result<TcpListener, String> {
-        let (flag, address) = (self.flag, self.address);
-        self.socket
-            .listen(BACKLOG)
-            .map_err(|error| unusable(flag, address, &error))
-    }
+/// Closes every connection at once, for as long as it is polled. Cancel safe.
+pub(super) async fn turn_away(listeners: impl IntoIterator<Item = &TcpListener>) {
+    let each = listeners.into_iter().map(|listener| async move {
+        loop {
+            if listener.accept().await.is_err() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    });
+    futures::future::join_all(each).await;
 }
 
 fn unusable(flag: &str, address: SocketAddr, error: &io::Error) -> String {

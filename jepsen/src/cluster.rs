@@ -91,7 +91,7 @@ impl Cluster {
             }
             cluster.make_disk(number)?;
             cluster.start_node(number)?;
-            cluster.wait_until_live(number).await?;
+            cluster.wait_until_open(number).await?;
         }
         cluster.wait_until_whole(Duration::from_secs(90)).await?;
         Ok(cluster)
@@ -291,18 +291,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until node `number` answers at all.
-    pub(crate) async fn wait_until_live(&mut self, number: u8) -> Result<(), String> {
+    /// Waits until node `number` is open: has read its log, and has a place in the cluster.
+    pub(crate) async fn wait_until_open(&mut self, number: u8) -> Result<(), String> {
         let began = Instant::now();
         let address = self.address(number);
         while began.elapsed() < Duration::from_secs(30) {
-            let live = if self.is_leadline() {
-                let answer = http_get(&address, "/livez", Duration::from_millis(500)).await;
+            let open = if self.is_leadline() {
+                // `/livez` is 200 before that.
+                let answer = http_get(&address, "/api/v1/node", Duration::from_millis(500)).await;
                 matches!(answer, Ok((200, _)))
             } else {
                 crate::client::Client::connect(&address).await.is_ok()
             };
-            if live {
+            if open {
                 return Ok(());
             }
             if let Some(status) = self.exited(number)? {

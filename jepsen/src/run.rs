@@ -369,7 +369,7 @@ async fn recover(cluster: &mut Cluster) -> Result<(), String> {
     }
     cluster.start_all()?;
     for number in cluster.numbers() {
-        cluster.wait_until_live(number).await?;
+        cluster.wait_until_open(number).await?;
     }
     if cluster.is_leadline() {
         cluster

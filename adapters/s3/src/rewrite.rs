@@ -192,7 +192,7 @@ pub(crate) fn read_date(text: &HeaderValue) -> Option<u64> {
     u64::try_from(seconds).ok().map(|seconds| seconds * 1000)
 }
 
-/// The query, decoded.
+/// The query, decoded; what is no text there is nothing that a header could be.
 pub(crate) fn pairs(uri: &Uri) -> impl Iterator<Item = (String, String)> {
     let query = uri.query().unwrap_or_default().split('&');
     query.filter(|pair| !pair.is_empty()).filter_map(|pair| {

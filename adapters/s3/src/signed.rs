@@ -7,7 +7,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use s3s::{S3Error, S3ErrorCode, S3Result};
 
-use crate::service::unescape;
+use crate::rewrite::pairs;
 
 /// Refuses headers of S3's own that a V4 signature leaves out. One of V2 covers them all.
 pub(crate) fn check(uri: &Uri, headers: &HeaderMap) -> S3Result<()> {
@@ -19,7 +19,7 @@ pub(crate) fn check(uri: &Uri, headers: &HeaderMap) -> S3Result<()> {
         name == "x-amz-content-sha256"
             || signed.split(';').any(|listed| listed == name)
             // The query is signed as a whole, and a header may come from there.
-            || parameters(uri).any(|(parameter, value)| {
+            || pairs(uri).any(|(parameter, value)| {
                 let same = |header: &HeaderValue| header.as_bytes() == value.as_bytes();
                 parameter.eq_ignore_ascii_case(name) && headers.get_all(name).iter().all(same)
             })
@@ -37,18 +37,9 @@ pub(crate) fn check(uri: &Uri, headers: &HeaderMap) -> S3Result<()> {
     }
 }
 
-/// The query; what is no text there is nothing that a header could be.
-fn parameters(uri: &Uri) -> impl Iterator<Item = (String, String)> {
-    let pairs = uri.query().unwrap_or_default().split('&');
-    pairs.filter_map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        Some((unescape(name)?, unescape(value)?))
-    })
-}
-
 /// The names that a V4 signature lists: of a presigned URL, else of the `Authorization` header.
 fn signed_headers(uri: &Uri, headers: &HeaderMap) -> Option<String> {
-    let presigned = parameters(uri).find(|(name, _)| name == "X-Amz-SignedHeaders");
+    let presigned = pairs(uri).find(|(name, _)| name == "X-Amz-SignedHeaders");
     presigned.map(|(_, listed)| listed).or_else(|| {
         // Whatever else it says: `s3s` takes any name of an algorithm, which nothing signs.
         let authorization = headers.get(header::AUTHORIZATION)?.as_bytes();

@@ -11,7 +11,7 @@ use super::convert::{
 };
 use super::copy::SourceConditions;
 use super::listings::{most_of, prefixes, writer};
-use super::objects::{check_size, content_headers, length_of, signed, storage_class};
+use super::objects::{check_size, content_headers, length_of, signed, storage_class, trailers_of};
 use super::{Asking, Service, expect_answer};
 use crate::answers;
 use crate::body::{Download, Receiver, Segment};
@@ -181,10 +181,7 @@ impl Service {
         mut request: S3Request<UploadPartInput>,
     ) -> S3Result<S3Response<UploadPartOutput>> {
         let asking = Asking::of(&request)?;
-        let trailers = request
-            .trailing_headers
-            .take()
-            .or_else(|| request.extensions.get().cloned());
+        let trailers = trailers_of(&mut request);
         let input = &mut request.input;
         let number = number_in(input.part_number)?;
         let length = length_of(input.content_length)?;

@@ -2,12 +2,14 @@
 
 use futures::stream;
 use s3s::dto::*;
-use s3s::{S3Error, S3ErrorCode, S3Request, S3Response, S3Result, StdError, s3_error};
+use s3s::{
+    S3Error, S3ErrorCode, S3Request, S3Response, S3Result, StdError, TrailingHeaders, s3_error,
+};
 
 use super::convert::{
     AclSaid, acl_in, acl_of_grants, acl_said, also, announced, check_body, checksum_out,
     checksum_row, condition, etag, grants, metadata_in, metadata_out, modified, owner, seconds,
-    tags_in, tags_of_header, tags_out, version_out,
+    tags_in, tags_of_header, tags_out, unescape, version_out,
 };
 use super::{Asking, Service, expect_answer};
 use crate::answers;
@@ -93,10 +95,7 @@ impl Service {
         mut request: S3Request<PutObjectInput>,
     ) -> S3Result<S3Response<PutObjectOutput>> {
         let asking = Asking::of(&request)?;
-        let trailers = request
-            .trailing_headers
-            .take()
-            .or_else(|| request.extensions.get().cloned());
+        let trailers = trailers_of(&mut request);
         let form = request.extensions.get::<Form>().cloned();
         let expires = Expires::of(&request.extensions);
         let input = &mut request.input;
@@ -718,13 +717,14 @@ impl Service {
         let asking = Asking::of(&request)?;
         let input = request.input;
         let version = version_in(input.version_id);
+        let action = action_on(&version, ["s3:PutObjectAcl", "s3:PutObjectVersionAcl"]);
         let canned = input.acl.as_ref().map(|acl| acl.as_str());
         let acl = match acl_said(canned, input.access_control_policy)? {
             AclSaid::Canned(acl) => acl,
             AclSaid::Grants(grants) => {
                 let (key, version) = (input.key.clone(), version.clone());
                 let found = self
-                    .look(&asking, &input.bucket, key, version, "s3:PutObjectAcl")
+                    .look(&asking, &input.bucket, key, version, action)
                     .await?;
                 acl_of_grants(grants, &found.bucket_owner)?
             }
@@ -734,7 +734,6 @@ impl Service {
             version,
             acl: acl.into(),
         };
-        let action = action_on(&set.version, ["s3:PutObjectAcl", "s3:PutObjectVersionAcl"]);
         self.on(&asking, &input.bucket, action, Action::SetAcl(set))
             .await?;
         Ok(S3Response::new(PutObjectAclOutput::default()))
@@ -747,11 +746,13 @@ fn action_on(version: &str, [current, named]: [&'static str; 2]) -> &'static str
 }
 
 fn action_of(version: &str) -> &'static str {
-    if version.is_empty() {
-        "s3:GetObject"
-    } else {
-        "s3:GetObjectVersion"
-    }
+    action_on(version, ["s3:GetObject", "s3:GetObjectVersion"])
+}
+
+/// Trailers to come; of a request that was brought to other words they are beside it.
+pub(super) fn trailers_of<T>(request: &mut S3Request<T>) -> Option<TrailingHeaders> {
+    let trailers = request.trailing_headers.take();
+    trailers.or_else(|| request.extensions.get().cloned())
 }
 
 fn part_in(number: Option<i32>) -> S3Result<u32> {
@@ -796,7 +797,11 @@ fn if_range(headers: &http::HeaderMap) -> (Option<String>, Option<u64>) {
 
 fn check_overrides(asking: &Asking, uri: &http::Uri) -> S3Result<()> {
     let mut pairs = uri.query().unwrap_or_default().split('&');
-    if asking.identity.access_key().is_empty() && pairs.any(|pair| pair.starts_with("response-")) {
+    let overrides = |pair: &str| {
+        let name = pair.split('=').next().and_then(unescape);
+        name.is_some_and(|name| name.starts_with("response-"))
+    };
+    if asking.identity.access_key().is_empty() && pairs.any(overrides) {
         return Err(s3_error!(
             InvalidRequest,
             "Request specific response headers cannot be used for anonymous GET requests."

@@ -43,6 +43,10 @@ async fn actions_on_versions_and_attributes_have_names_of_their_own() {
         .await
         .is(200);
     let attributes = |target: &str| ask("GET", target).header("x-amz-object-attributes", "ETag");
+    let grants = format!(
+        r#"<AccessControlPolicy><AccessControlList><Grant><Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser"><ID>{}</ID></Grantee><Permission>FULL_CONTROL</Permission></Grant></AccessControlList></AccessControlPolicy>"#,
+        world.admin.access
+    );
     let tagging = "<Tagging><TagSet></TagSet></Tagging>";
     for (actions, asked, status) in [
         (
@@ -88,6 +92,16 @@ async fn actions_on_versions_and_attributes_have_names_of_their_own() {
         (
             r#""s3:GetObjectVersionAcl""#,
             ask("GET", "/bucket/key?acl=&versionId=null"),
+            200,
+        ),
+        (
+            r#""s3:PutObjectAcl""#,
+            ask("PUT", "/bucket/key?acl=&versionId=null").body(&grants),
+            403,
+        ),
+        (
+            r#""s3:PutObjectVersionAcl""#,
+            ask("PUT", "/bucket/key?acl=&versionId=null").body(&grants),
             200,
         ),
         (

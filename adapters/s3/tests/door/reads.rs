@@ -194,6 +194,10 @@ async fn headers_that_are_asked_for_are_given_to_who_signs() {
     let answer = world.send(ask("GET", asked)).await.is(400);
     assert_eq!(answer.code(), "InvalidRequest");
     world.send(ask("HEAD", asked)).await.is(400);
+    // However it is written.
+    let written = asked.replace("response-content-type", "respons%65-content-type");
+    let written = &written[..written.find('&').unwrap()];
+    world.send(ask("GET", written)).await.is(400);
 }
 
 #[tokio::test]

@@ -378,7 +378,15 @@ impl Cluster {
         Self::with(|_, shard| Box::new(Handle(Arc::clone(shard)))).await
     }
 
-    /// The same, with shards that `local` makes for a node.
+    /// The same, where node 2 leads and node 1 knows it.
+    async fn led_by_second() -> Self {
+        let cluster = Self::new().await;
+        cluster.at(1).follow(2);
+        cluster.at(2).lead();
+        cluster
+    }
+
+    /// As [`Self::new`], with shards that `local` makes for a node.
     async fn with(local: impl Fn(NodeId, &Arc<FakeShard>) -> Box<dyn LocalShard>) -> Self {
         let network = Arc::new(Network::default());
         let mut nodes = Vec::new();
@@ -470,10 +478,8 @@ async fn a_request_at_a_follower_is_answered_by_the_leader() {
 /// Promise 4: a blackholed leader costs each request its own deadline, and says the right thing.
 #[tokio::test(start_paused = true)]
 async fn requests_at_a_blackholed_leader_end_at_their_own_deadlines() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.network.blackhole(2);
     let long = node.coordinator.submit(&within(700), write("a"));
     let short = node.coordinator.submit(&within(50), write("b"));
@@ -539,10 +545,8 @@ async fn a_parked_request_moves_to_this_node_when_it_comes_to_lead() {
 /// end as not applied instead of unknown; a probe, not a request, finds out that it is back.
 #[tokio::test(start_paused = true)]
 async fn an_open_breaker_keeps_requests_safe_to_retry_and_closes_by_a_probe() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.network.blackhole(2);
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(!node.proxy.reachable(NodeId(2)));
@@ -560,10 +564,8 @@ async fn an_open_breaker_keeps_requests_safe_to_retry_and_closes_by_a_probe() {
 /// A peer that answers pings and nothing else: its disk hangs, say.
 #[tokio::test(start_paused = true)]
 async fn timeouts_one_after_the_other_open_the_breaker_and_one_answer_closes_it() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     for _ in 0..super::TIMEOUTS {
         let reply = node.coordinator.submit(&within(20), write("a")).await;
@@ -603,10 +605,8 @@ async fn a_hint_is_followed_by_the_origin_and_a_forwarded_request_makes_one_hop(
 /// Invariant 1: what was handed over may have been applied.
 #[tokio::test(start_paused = true)]
 async fn when_the_stream_breaks_a_read_is_sent_again_and_a_write_is_unknown() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     let ctx = within(4000);
     let put = node.coordinator.submit(&ctx, write("a"));
@@ -635,10 +635,8 @@ async fn when_the_stream_breaks_a_read_is_sent_again_and_a_write_is_unknown() {
 /// Invariant 1 of flights: a refusal says nothing about an earlier sending.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_may_have_been_applied_is_not_called_not_applied_by_a_later_refusal() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     let ctx = within(500);
     let id = node.coordinator.next_request_id();
@@ -666,10 +664,8 @@ async fn a_write_that_may_have_been_applied_is_not_called_not_applied_by_a_later
 
 #[tokio::test(start_paused = true)]
 async fn a_pipeline_at_a_follower_is_evaluated_in_order() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     let names: Vec<String> = (0..500).map(|i| i.to_string()).collect();
     let ctx = within(1000);
     let replies: Vec<_> = names
@@ -750,10 +746,8 @@ async fn a_failing_part_of_a_fan_out_cancels_no_other_and_the_whole_says_what_ha
 
 #[tokio::test(start_paused = true)]
 async fn giving_up_a_reply_cancels_the_request_at_the_leader() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     let mut reply = node.coordinator.submit(&within(60_000), write("a"));
     assert!((&mut reply).now_or_never().is_none());
@@ -771,10 +765,8 @@ async fn giving_up_a_reply_cancels_the_request_at_the_leader() {
 
 #[tokio::test(start_paused = true)]
 async fn a_watch_at_another_node_is_woken_taken_back_and_ended_with_its_stream() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     let ctx = within(1000);
     let keys = [key(0)];
     let mut watch = node.coordinator.watch(&ctx, &keys).await.unwrap();
@@ -816,10 +808,8 @@ async fn held(shard: &FakeShard, count: usize) -> Vec<HeldReply> {
 /// Many large replies are ready together, which no message would take.
 #[tokio::test(start_paused = true)]
 async fn a_message_carries_a_mebibyte_or_one_larger_request_or_reply() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     let ctx = within(1000);
     let sizes: Vec<usize> = (0..40)
@@ -855,10 +845,8 @@ async fn a_message_carries_a_mebibyte_or_one_larger_request_or_reply() {
 /// A write whose reply is too large was applied: nothing may say that it was not.
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_no_message_takes_fails_its_caller_alone_and_says_what_stands() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     let ctx = within(1000);
     let look = node.coordinator.submit(&ctx, read("a"));
@@ -896,10 +884,8 @@ async fn a_reply_that_no_message_takes_fails_its_caller_alone_and_says_what_stan
 
 #[tokio::test(start_paused = true)]
 async fn a_request_that_no_message_takes_is_refused_alone_and_not_applied() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     let ctx = within(1000);
     let other = node.coordinator.submit(&ctx, write("a"));
@@ -929,10 +915,8 @@ async fn a_request_that_no_message_takes_is_refused_alone_and_not_applied() {
 /// Clients that block on thousands of keys, as BLPOP does, at a node that does not lead.
 #[tokio::test(start_paused = true)]
 async fn watches_at_a_peer_are_bounded_and_take_no_place_of_a_request() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     let (ctx, keys) = (within(60_000), [key(0)]);
     let watches = (0..5 * 14_000).map(|_| node.coordinator.watch(&ctx, &keys));
     let mut watches = std::pin::pin!(futures::future::join_all(watches));
@@ -1043,10 +1027,8 @@ async fn a_peer_past_its_share_of_requests_and_watches_is_refused_and_still_hear
 /// Pings and pongs stand behind it.
 #[tokio::test(start_paused = true)]
 async fn a_message_that_is_long_on_the_wire_is_not_taken_for_silence() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::led_by_second().await;
     let node = cluster.at(1);
-    node.follow(2);
-    cluster.at(2).lead();
     cluster.at(2).shard.hold();
     *cluster.network.bytes_a_second.lock() = Some(10 << 20);
     let ctx = within(60_000);

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use leadline_raft::{Context, Ended};
 use tokio_util::sync::CancellationToken;
 
-use super::super::coordinate::{Attempted, OPTIMISTIC, Point};
+use super::super::coordinate::{Attempted, OPTIMISTIC, Point, TransactionCoordinator};
 use super::super::resolve::{Doubt, Doubts};
-use super::{Cluster, Fate, Gate, Gated, follow, key, number, put, read_all, script, set_all};
+use super::{
+    Cluster, Fate, Gate, Gated, TestNetwork, follow, key, number, put, read_all, script, set_all,
+};
 use crate::coordinator::PendingReply;
 use crate::transaction::AttemptId;
 use crate::transaction::steps::{TransactionOperation, decode};
@@ -808,6 +810,45 @@ async fn locks_that_cannot_be_resolved_take_a_bounded_part_of_the_node() {
     stop.cancel();
 }
 
+const ONCE: RequestId = RequestId {
+    session: 1,
+    number: 1,
+};
+
+/// Adds one at every key: to run twice would show.
+fn add_one() -> Arc<dyn Operation> {
+    script(&keys(), Access::Write, |rows| {
+        for key in keys() {
+            let now = super::number(rows, &key)?;
+            super::put(rows, &key, now + 1);
+        }
+        Ok(Bytes::from_static(b"+OK"))
+    })
+}
+
+/// A request that committed under [`ONCE`] and was not told so; from here on its coordinator hears
+/// everything.
+async fn in_doubt(
+    cluster: &Arc<Cluster>,
+) -> (Arc<TransactionCoordinator<TestNetwork>>, Arc<dyn Operation>) {
+    let deaf = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let coordinator = cluster.ruled({
+        let deaf = Arc::clone(&deaf);
+        move |step, _| match step {
+            "TXN.DECIDE" if deaf.load(Ordering::SeqCst) => Fate::LoseAnswer,
+            _ => Fate::Deliver,
+        }
+    });
+    let add = add_one();
+    let short = Context::with_timeout(Duration::from_millis(100));
+    let reply = Arc::clone(&coordinator)
+        .run(short, Arc::clone(&add), Some(ONCE))
+        .await;
+    assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
+    deaf.store(false, Ordering::SeqCst);
+    (coordinator, add)
+}
+
 #[tokio::test]
 async fn rule_6_a_lost_answer_to_decide_is_settled_by_asking_again() {
     let cluster = Cluster::new(TTL).await;
@@ -819,13 +860,7 @@ async fn rule_6_a_lost_answer_to_decide_is_settled_by_asking_again() {
             _ => Fate::Deliver,
         }
     });
-    let sum = script(&keys(), Access::Write, |rows| {
-        for key in keys() {
-            let now = super::number(rows, &key)?;
-            super::put(rows, &key, now + 1);
-        }
-        Ok(Bytes::from_static(b"+OK"))
-    });
+    let sum = add_one();
     Arc::clone(&coordinator)
         .run(ctx(), sum, None)
         .await
@@ -838,32 +873,8 @@ async fn rule_6_a_lost_answer_to_decide_is_settled_by_asking_again() {
 #[tokio::test]
 async fn rule_6_an_undecided_attempt_is_unknown_and_its_request_is_settled_before_it_runs_again() {
     let cluster = Cluster::new(Duration::from_secs(60)).await;
-    let deaf = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let coordinator = cluster.ruled({
-        let deaf = Arc::clone(&deaf);
-        move |step, _| match step {
-            "TXN.DECIDE" if deaf.load(Ordering::SeqCst) => Fate::LoseAnswer,
-            _ => Fate::Deliver,
-        }
-    });
-    let add = script(&keys(), Access::Write, |rows| {
-        for key in keys() {
-            let now = super::number(rows, &key)?;
-            super::put(rows, &key, now + 1);
-        }
-        Ok(Bytes::from_static(b"+OK"))
-    });
-    let once = RequestId {
-        session: 1,
-        number: 1,
-    };
-    let short = Context::with_timeout(Duration::from_millis(100));
-    let reply = Arc::clone(&coordinator)
-        .run(short, Arc::clone(&add), Some(once))
-        .await;
-    assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
-    deaf.store(false, Ordering::SeqCst);
-    let reply = Arc::clone(&coordinator).run(ctx(), add, Some(once)).await;
+    let (coordinator, add) = in_doubt(&cluster).await;
+    let reply = Arc::clone(&coordinator).run(ctx(), add, Some(ONCE)).await;
     assert_eq!(reply.unwrap(), "+OK");
     assert_eq!(cluster.values(&keys()).await, [1, 1], "once");
     until_clean(&cluster).await;
@@ -873,33 +884,9 @@ async fn rule_6_an_undecided_attempt_is_unknown_and_its_request_is_settled_befor
 #[tokio::test]
 async fn rule_6_a_request_whose_commit_was_forgotten_meanwhile_does_not_run_again() {
     let cluster = Cluster::new(Duration::from_secs(60)).await;
-    let deaf = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let coordinator = cluster.ruled({
-        let deaf = Arc::clone(&deaf);
-        move |step, _| match step {
-            "TXN.DECIDE" if deaf.load(Ordering::SeqCst) => Fate::LoseAnswer,
-            _ => Fate::Deliver,
-        }
-    });
-    let add = script(&keys(), Access::Write, |rows| {
-        for key in keys() {
-            let now = super::number(rows, &key)?;
-            super::put(rows, &key, now + 1);
-        }
-        Ok(Bytes::from_static(b"+OK"))
-    });
-    let once = RequestId {
-        session: 1,
-        number: 1,
-    };
-    let short = Context::with_timeout(Duration::from_millis(100));
-    let reply = Arc::clone(&coordinator)
-        .run(short, Arc::clone(&add), Some(once))
-        .await;
-    assert!(matches!(reply, Err(KvError::Unknown(_))), "{reply:?}");
-    deaf.store(false, Ordering::SeqCst);
+    let (coordinator, add) = in_doubt(&cluster).await;
     until_clean(&cluster).await;
-    let reply = Arc::clone(&coordinator).run(ctx(), add, Some(once)).await;
+    let reply = Arc::clone(&coordinator).run(ctx(), add, Some(ONCE)).await;
     assert_eq!(reply.unwrap(), "+OK");
     assert_eq!(cluster.values(&keys()).await, [1, 1], "once");
 }
@@ -918,13 +905,9 @@ async fn what_a_caller_that_left_had_in_doubt_is_not_kept() {
             _ => Fate::Deliver,
         }
     });
-    let once = RequestId {
-        session: 1,
-        number: 1,
-    };
     let caller = ctx();
     let write = set_all(&keys(), 3);
-    let mut running = Box::pin(Arc::clone(&coordinator).run(caller.clone(), write, Some(once)));
+    let mut running = Box::pin(Arc::clone(&coordinator).run(caller.clone(), write, Some(ONCE)));
     while decides.load(Ordering::SeqCst) == 0 {
         assert!(futures::poll!(&mut running).is_pending());
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -932,7 +915,7 @@ async fn what_a_caller_that_left_had_in_doubt_is_not_kept() {
     // As a connection does whose client leaves.
     caller.cancel();
     drop(running);
-    coordinator.finish(once);
+    coordinator.finish(ONCE);
     let seen = decides.load(Ordering::SeqCst);
     while decides.load(Ordering::SeqCst) < seen + 3 {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -1015,13 +998,7 @@ async fn hot_transactions_over_two_shards_all_get_their_turn() {
         let coordinator = cluster.coordinator();
         running.push(tokio::spawn(async move {
             for _ in 0..5 {
-                let add = script(&keys(), Access::Write, |rows| {
-                    for key in keys() {
-                        let now = super::number(rows, &key)?;
-                        super::put(rows, &key, now + 1);
-                    }
-                    Ok(Bytes::new())
-                });
+                let add = add_one();
                 let ctx = Context::with_timeout(Duration::from_secs(10));
                 Arc::clone(&coordinator).run(ctx, add, None).await.unwrap();
             }
